@@ -1,0 +1,56 @@
+//! The stream on which a store reports its regions to the scheduler and receives operator steps.
+//!
+//! Owns nothing but the two halves of the stream: when it breaks, the store opens a new one and reports again.
+
+use kvproto::pdpb::{RegionHeartbeatRequest, RegionHeartbeatResponse, RequestHeader};
+use tokio::sync::mpsc;
+use tonic::Streaming;
+
+use crate::error::{Error, Result};
+use crate::scheduler_client::{Attempt, classify};
+
+/// Region heartbeats that wait for the stream; the sender waits when they are full.
+pub(crate) const HEARTBEAT_QUEUE: usize = 256;
+
+/// An open stream of region heartbeats and the operator steps that come back.
+pub struct RegionHeartbeats {
+    pub(crate) sender: RegionHeartbeatSender,
+    pub(crate) receiver: Streaming<RegionHeartbeatResponse>,
+}
+
+/// The sending half; cheap to clone.
+#[derive(Clone)]
+pub struct RegionHeartbeatSender {
+    pub(crate) header: RequestHeader,
+    pub(crate) queue: mpsc::Sender<RegionHeartbeatRequest>,
+}
+
+impl RegionHeartbeats {
+    /// Reports a region; waits while too many reports are on their way. Fails when the stream is broken.
+    pub async fn send(&self, heartbeat: RegionHeartbeatRequest) -> Result<()> {
+        self.sender.send(heartbeat).await
+    }
+
+    /// The next operator step; `None` when the scheduler closed the stream. Safe to use in `select!`.
+    pub async fn recv(&mut self) -> Result<Option<RegionHeartbeatResponse>> {
+        self.receiver.message().await.map_err(|status| match classify(status) {
+            Attempt::Again(error) | Attempt::Final(error) => error,
+        })
+    }
+
+    /// A handle that only sends.
+    pub fn sender(&self) -> RegionHeartbeatSender {
+        self.sender.clone()
+    }
+}
+
+impl RegionHeartbeatSender {
+    /// Reports a region; waits while too many reports are on their way. Fails when the stream is broken.
+    pub async fn send(&self, mut heartbeat: RegionHeartbeatRequest) -> Result<()> {
+        heartbeat.header = Some(self.header.clone());
+        self.queue.send(heartbeat).await.map_err(|_| Error::SchedulerUnavailable {
+            endpoints: "the leader".to_string(),
+            cause: "the heartbeat stream is closed".to_string(),
+        })
+    }
+}
