@@ -1,0 +1,346 @@
+//! Clusters of real processes: one scheduler and any number of stores, each with its own directory, ports and
+//! log, all on loopback. Servers are waited for by condition with a deadline, killed, frozen and restarted by
+//! process id, and gone when the cluster is dropped. After a failed test the ends of their logs are printed.
+
+mod http;
+mod ports;
+mod process;
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+pub use http::{Reply, get};
+pub use ports::free_address;
+pub use process::{Launch, Process};
+
+/// A server that is not ready after this long never will be, even on a busy machine.
+const READY_WITHIN: Duration = Duration::from_secs(60);
+/// How often a condition is looked at.
+const POLL_EVERY: Duration = Duration::from_millis(20);
+/// Replicas that a region should have where there are stores enough.
+const REPLICAS: usize = 3;
+
+/// Why a cluster is not as it should be.
+#[derive(Debug, thiserror::Error)]
+pub enum ClusterError {
+    #[error("there is no {}: run `cargo build --workspace --bins` (with the same profile) first", .path.display())]
+    NoBinary { path: PathBuf },
+    #[error("{name} could not be started: {source}")]
+    Start { name: String, source: io::Error },
+    #[error("{name} ended with {status}; its last lines:\n{tail}")]
+    Died { name: String, status: String, tail: String },
+    #[error("waited {within:?} in vain for {what}")]
+    TimedOut { what: String, within: Duration },
+    #[error("{0}")]
+    Io(#[from] io::Error),
+}
+
+/// Looks at a condition until it holds or the time is over.
+pub fn wait_until(
+    what: &str,
+    within: Duration,
+    mut condition: impl FnMut() -> bool,
+) -> Result<(), ClusterError> {
+    wait_for(what, within, || condition().then_some(()))
+}
+
+/// Looks for a value until there is one or the time is over.
+pub fn wait_for<T>(
+    what: &str,
+    within: Duration,
+    mut look: impl FnMut() -> Option<T>,
+) -> Result<T, ClusterError> {
+    let deadline = Instant::now() + within;
+    loop {
+        if let Some(found) = look() {
+            return Ok(found);
+        }
+        if Instant::now() >= deadline {
+            return Err(ClusterError::TimedOut { what: what.to_string(), within });
+        }
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the one place that polls: another process has no event to wait for"
+        )]
+        std::thread::sleep(POLL_EVERY);
+    }
+}
+
+/// The directory of the built programs: where the running test or program itself was built.
+pub fn binary_dir() -> io::Result<PathBuf> {
+    let exe = std::env::current_exe()?;
+    let dir = exe.parent().unwrap_or(Path::new("."));
+    Ok(if dir.ends_with("deps") || dir.ends_with("examples") { dir.join("..") } else { dir.to_path_buf() })
+}
+
+/// A built program of this workspace.
+pub fn binary(name: &str) -> Result<PathBuf, ClusterError> {
+    let path = binary_dir()?.join(name);
+    if path.is_file() { Ok(path.canonicalize()?) } else { Err(ClusterError::NoBinary { path }) }
+}
+
+/// What a cluster should be like.
+#[derive(Debug, Clone)]
+pub struct ClusterOptions {
+    pub stores: usize,
+    /// TOML for the scheduler; empty for its defaults.
+    pub scheduler_config: String,
+    /// TOML for every store; empty for the defaults.
+    pub store_config: String,
+    /// Where data and logs go; a temporary directory when absent.
+    pub dir: Option<PathBuf>,
+}
+
+impl Default for ClusterOptions {
+    fn default() -> Self {
+        Self { stores: 3, scheduler_config: String::new(), store_config: String::new(), dir: None }
+    }
+}
+
+/// One store process and where it answers.
+#[derive(Debug)]
+pub struct Store {
+    pub process: Process,
+    /// gRPC.
+    pub address: SocketAddr,
+    /// HTTP status server.
+    pub status_address: SocketAddr,
+    pub data_dir: PathBuf,
+}
+
+impl Store {
+    /// Waits until the store says that it is ready to serve.
+    pub fn wait_ready(&mut self) -> Result<(), ClusterError> {
+        wait_answer(&mut self.process, self.status_address, "/ready")
+    }
+
+    /// The process has crashed and comes back: same directory, same ports.
+    pub fn restart(&mut self) -> Result<(), ClusterError> {
+        self.process.kill();
+        self.process.start_again()?;
+        self.wait_ready()
+    }
+}
+
+/// A running cluster.
+#[derive(Debug)]
+pub struct ProcessCluster {
+    pub scheduler: Process,
+    pub scheduler_address: SocketAddr,
+    pub stores: Vec<Store>,
+    dir: PathBuf,
+    options: ClusterOptions,
+    _temporary: Option<TempDir>,
+}
+
+impl ProcessCluster {
+    /// Starts everything and waits until every region has its replicas and a leader.
+    pub fn start(options: ClusterOptions) -> Result<Self, ClusterError> {
+        let temporary = if options.dir.is_none() {
+            Some(tempfile::Builder::new().prefix("kvasir-").tempdir()?)
+        } else {
+            None
+        };
+        let dir = match (&options.dir, &temporary) {
+            (Some(dir), _) => dir.clone(),
+            (None, Some(temporary)) => temporary.path().to_path_buf(),
+            (None, None) => unreachable!("one of the two is set above"),
+        };
+        let scheduler_address = free_address();
+        let scheduler = Process::start(scheduler_launch(&dir, scheduler_address, &options)?)?;
+        let mut cluster =
+            Self { scheduler, scheduler_address, stores: Vec::new(), dir, options, _temporary: temporary };
+        cluster.wait_scheduler()?;
+        for _ in 0..cluster.options.stores {
+            cluster.spawn_store()?;
+        }
+        cluster.stores.iter_mut().try_for_each(Store::wait_ready)?;
+        cluster.wait_replicated()?;
+        Ok(cluster)
+    }
+
+    /// `host:port` of the scheduler, as clients want it.
+    pub fn endpoint(&self) -> String {
+        self.scheduler_address.to_string()
+    }
+
+    /// Adds a store and waits until it is ready.
+    pub fn add_store(&mut self) -> Result<usize, ClusterError> {
+        let index = self.spawn_store()?;
+        self.stores[index].wait_ready()?;
+        Ok(index)
+    }
+
+    fn spawn_store(&mut self) -> Result<usize, ClusterError> {
+        let index = self.stores.len();
+        let name = format!("store-{}", index + 1);
+        let (address, status_address) = (free_address(), free_address());
+        let data_dir = self.dir.join(&name);
+        let launch = store_launch(&self.dir, &name, &data_dir, address, status_address, self)?;
+        self.stores.push(Store { process: Process::start(launch)?, address, status_address, data_dir });
+        Ok(index)
+    }
+
+    pub fn wait_scheduler(&mut self) -> Result<(), ClusterError> {
+        wait_answer(&mut self.scheduler, self.scheduler_address, "/pd/api/v1/health")
+    }
+
+    /// Kills the scheduler and starts it again on the same data.
+    pub fn restart_scheduler(&mut self) -> Result<(), ClusterError> {
+        self.scheduler.kill();
+        self.scheduler.start_again()?;
+        self.wait_scheduler()
+    }
+
+    /// Everything crashes at once and comes back.
+    pub fn restart_all(&mut self) -> Result<(), ClusterError> {
+        self.stores.iter_mut().for_each(|store| store.process.kill());
+        self.restart_scheduler()?;
+        for store in &mut self.stores {
+            store.process.start_again()?;
+        }
+        self.stores.iter_mut().try_for_each(Store::wait_ready)
+    }
+
+    /// The scheduler's answer to `GET path`, as JSON.
+    pub fn api(&self, path: &str) -> Result<serde_json::Value, ClusterError> {
+        Ok(get(self.scheduler_address, path, Duration::from_secs(5))?.json()?)
+    }
+
+    /// Waits until every region has a leader and as many voters as it should, none of them behind.
+    pub fn wait_replicated(&self) -> Result<(), ClusterError> {
+        let want = REPLICAS.min(self.options.stores);
+        wait_until(&format!("{want} replicas of every region"), READY_WITHIN, || {
+            self.api("/pd/api/v1/regions").is_ok_and(|regions| is_replicated(&regions, want))
+        })
+    }
+
+    /// The launch of a further process on the directory and the ports of a store: it must refuse to start.
+    pub fn second_on(&self, index: usize) -> Result<Launch, ClusterError> {
+        let store = &self.stores[index];
+        let (address, status_address) = (free_address(), free_address());
+        store_launch(
+            &self.dir,
+            &format!("second-{}", index + 1),
+            &store.data_dir,
+            address,
+            status_address,
+            self,
+        )
+    }
+}
+
+/// Every region in the scheduler's list has a leader, `want` voters, and nobody down or behind.
+fn is_replicated(regions: &serde_json::Value, want: usize) -> bool {
+    let none = |region: &serde_json::Value, key: &str| region[key].as_array().is_none_or(Vec::is_empty);
+    let complete = |region: &serde_json::Value| {
+        let peers = region["peers"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let is_learner =
+            |peer: &serde_json::Value| peer["is_learner"] == true || peer["role_name"] == "Learner";
+        region["leader"]["store_id"].as_u64().is_some_and(|id| id != 0)
+            && peers.len() == want
+            && !peers.iter().any(is_learner)
+            && none(region, "down_peers")
+            && none(region, "pending_peers")
+    };
+    regions["regions"].as_array().is_some_and(|list| !list.is_empty() && list.iter().all(complete))
+}
+
+fn wait_answer(process: &mut Process, address: SocketAddr, path: &str) -> Result<(), ClusterError> {
+    let mut dead = None;
+    let waited = wait_until(&format!("{} to answer {path}", process.name()), READY_WITHIN, || {
+        dead = process.died();
+        dead.is_some() || get(address, path, Duration::from_secs(1)).is_ok_and(|reply| reply.is_ok())
+    });
+    match dead {
+        Some(status) => {
+            let name = process.name().to_string();
+            Err(ClusterError::Died { name, status: status.to_string(), tail: process.log_tail() })
+        }
+        None => waited,
+    }
+}
+
+fn scheduler_launch(
+    dir: &Path,
+    address: SocketAddr,
+    options: &ClusterOptions,
+) -> Result<Launch, ClusterError> {
+    let name = "scheduler".to_string();
+    let url = format!("http://{address}");
+    let mut args = flags(&[
+        ("--name", name.as_str()),
+        ("--data-dir", &dir.join("scheduler").display().to_string()),
+        ("--client-urls", &url),
+        ("--advertise-client-urls", &url),
+    ]);
+    args.extend(config_flag(dir, &name, &options.scheduler_config)?);
+    Ok(Launch { program: binary("scheduler")?, args, log: dir.join("scheduler.log"), name })
+}
+
+fn store_launch(
+    dir: &Path,
+    name: &str,
+    data_dir: &Path,
+    address: SocketAddr,
+    status_address: SocketAddr,
+    cluster: &ProcessCluster,
+) -> Result<Launch, ClusterError> {
+    let mut args = flags(&[
+        ("--addr", &address.to_string()),
+        ("--advertise-addr", &address.to_string()),
+        ("--status-addr", &status_address.to_string()),
+        ("--pd-endpoints", &cluster.endpoint()),
+        ("--data-dir", &data_dir.display().to_string()),
+    ]);
+    args.extend(config_flag(dir, name, &cluster.options.store_config)?);
+    Ok(Launch {
+        program: binary("kvserver")?,
+        args,
+        log: dir.join(format!("{name}.log")),
+        name: name.to_string(),
+    })
+}
+
+fn flags(pairs: &[(&str, &str)]) -> Vec<String> {
+    pairs.iter().flat_map(|(flag, value)| [flag.to_string(), value.to_string()]).collect()
+}
+
+fn config_flag(dir: &Path, name: &str, config: &str) -> Result<Vec<String>, ClusterError> {
+    if config.is_empty() {
+        return Ok(Vec::new());
+    }
+    let path = dir.join(format!("{name}.toml"));
+    std::fs::write(&path, config)?;
+    Ok(vec!["--config".to_string(), path.display().to_string()])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_condition_that_never_holds_is_an_error_that_names_it() {
+        let error = wait_until("rain", Duration::from_millis(1), || false).unwrap_err();
+        assert!(error.to_string().ends_with("in vain for rain"), "{error}");
+    }
+
+    #[test]
+    fn a_region_counts_as_replicated_only_with_all_its_voters() {
+        let region = |text: &str| serde_json::json!({ "regions": [serde_json::from_str::<serde_json::Value>(text).unwrap()] });
+        let three = r#"{"leader":{"store_id":1},"peers":[{"id":1},{"id":2},{"id":3}]}"#;
+        assert!(is_replicated(&region(three), 3));
+        assert!(!is_replicated(&region(three), 2));
+        assert!(!is_replicated(&region(&three.replace(r#"{"id":3}"#, r#"{"id":3,"is_learner":true}"#)), 3));
+        assert!(!is_replicated(&region(&three.replace(r#""store_id":1"#, r#""store_id":0"#)), 3));
+        assert!(!is_replicated(
+            &region(&three.replace(r#""peers""#, r#""pending_peers":[{"id":3}],"peers""#)),
+            3
+        ));
+        assert!(!is_replicated(&serde_json::json!({ "regions": [] }), 3));
+    }
+}
