@@ -1,0 +1,374 @@
+//! The cluster as a machine: requests and heartbeats in; metadata writes, commands and events out.
+//!
+//! Owns everything the scheduler knows: stores, regions, operators, keyspaces, the regions that wait for a
+//! better moment. It reads no clock and does no I/O: `now_ms` and a source of ids are arguments, and what must
+//! be written or sent is returned as data. The same inputs give the same outputs, so it also runs in the
+//! deterministic simulator.
+//!
+//! Invariants:
+//! - the caller makes durable what is returned in `writes`, in the order of the calls, before it answers;
+//! - a refused input changes nothing;
+//! - a region has at most one operator, and commands are only about what the region's last heartbeat shows.
+
+use kvproto::{keyspacepb, metapb, pdpb};
+
+use crate::coordinator::Coordinator;
+use crate::core::basic_cluster::BasicCluster;
+use crate::core::region::RegionInfo;
+use crate::core::store::{StoreInfo, StoreState};
+use crate::error::ClusterError;
+use crate::id::IdSource;
+use crate::keyspace::{self, Keyspaces};
+use crate::kv::records::MetaWrite;
+use crate::schedule::operator::Operator;
+use crate::schedule::operator_controller::OperatorEvent;
+use crate::schedule::{RegionCommand, ScheduleConfig};
+
+/// What a call wants done.
+#[derive(Debug, Default, PartialEq)]
+pub struct Output {
+    /// To be made durable before the caller answers.
+    pub writes: Vec<MetaWrite>,
+    /// To be sent to the store of each command's `target_peer`. A lost one is sent again.
+    pub commands: Vec<RegionCommand>,
+    /// What operators did: for logs, metrics and tests.
+    pub events: Vec<OperatorEvent>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Cluster {
+    id: u64,
+    config: ScheduleConfig,
+    /// None before bootstrap.
+    traits: Option<pdpb::ClusterTraits>,
+    basic: BasicCluster,
+    keyspaces: Keyspaces,
+    coordinator: Coordinator,
+}
+
+impl Cluster {
+    /// An empty cluster that waits for its first store.
+    pub fn new(id: u64, config: ScheduleConfig) -> Cluster {
+        assert_ne!(id, 0, "clients take cluster id 0 for an absent one");
+        Cluster {
+            id,
+            config,
+            traits: None,
+            basic: BasicCluster::default(),
+            keyspaces: Keyspaces::default(),
+            coordinator: Coordinator::default(),
+        }
+    }
+
+    /// Takes in one stored record, at start.
+    pub fn restore(&mut self, record: MetaWrite, now_ms: u64) -> Result<(), crate::error::Error> {
+        match record {
+            MetaWrite::Bootstrapped(traits) => self.traits = Some(traits),
+            MetaWrite::Store(meta) => self.basic.put_store(StoreInfo::new(meta, now_ms)),
+            MetaWrite::Keyspace(meta) => self.keyspaces.put(meta),
+            MetaWrite::RegionGone(_) => {}
+            MetaWrite::Region(meta) => {
+                let region = RegionInfo::from_meta(meta).map_err(crate::error::Error::StoredRegion)?;
+                // Region records are written without waiting for the disk, so after a power cut an old record
+                // may overlap a newer one. It is a cache: the newer one wins, heartbeats bring the rest.
+                let _stale = self.basic.put_region(region).is_err();
+            }
+        }
+        Ok(())
+    }
+
+    /// The cluster's id.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// The limits in force.
+    pub fn config(&self) -> &ScheduleConfig {
+        &self.config
+    }
+
+    /// Whether the first store has joined.
+    pub fn is_bootstrapped(&self) -> bool {
+        self.traits.is_some()
+    }
+
+    /// What every store must agree on; all zero when the first store did not say.
+    pub fn traits(&self) -> Option<&pdpb::ClusterTraits> {
+        self.traits.as_ref()
+    }
+
+    /// Stores and regions.
+    pub fn basic(&self) -> &BasicCluster {
+        &self.basic
+    }
+
+    /// Keyspaces.
+    pub fn keyspaces(&self) -> &Keyspaces {
+        &self.keyspaces
+    }
+
+    /// The running operator of a region.
+    pub fn operator(&self, region_id: u64) -> Option<&Operator> {
+        self.coordinator.operators().get(region_id)
+    }
+
+    /// How many operators run, and how many regions wait for a better moment.
+    pub fn backlog(&self) -> (usize, usize) {
+        (self.coordinator.operators().running().count(), self.coordinator.waiting())
+    }
+
+    /// The state of a store at `now_ms`.
+    pub fn store_state(&self, store: &StoreInfo, now_ms: u64) -> StoreState {
+        store.state(now_ms, self.config.silence)
+    }
+
+    /// Creates the cluster with its first store and its first region.
+    pub fn bootstrap(
+        &mut self,
+        now_ms: u64,
+        store: metapb::Store,
+        region: metapb::Region,
+        traits: Option<pdpb::ClusterTraits>,
+    ) -> Result<Output, ClusterError> {
+        if self.is_bootstrapped() {
+            return Err(ClusterError::AlreadyBootstrapped);
+        }
+        check_store(&store)?;
+        let region = RegionInfo::from_meta(region)?;
+        check_first_region(&store, &region.meta).map_err(|e| ClusterError::InvalidBootstrap(e.into()))?;
+
+        let traits = traits.unwrap_or_default();
+        let mut info = StoreInfo::new(store, now_ms);
+        info.set_state(metapb::StoreState::Up);
+        let keyspace = keyspace::default_keyspace((now_ms / 1000) as i64);
+        let writes = vec![
+            MetaWrite::Bootstrapped(traits),
+            MetaWrite::Store(info.meta.clone()),
+            MetaWrite::Region(region.meta.clone()),
+            MetaWrite::Keyspace(keyspace.clone()),
+        ];
+        self.basic.put_region(region)?;
+        self.basic.put_store(info);
+        self.keyspaces.put(keyspace);
+        self.traits = Some(traits);
+        Ok(Output { writes, ..Output::default() })
+    }
+
+    /// Registers a store, or takes in its new address, labels and version.
+    pub fn put_store(
+        &mut self,
+        now_ms: u64,
+        mut store: metapb::Store,
+        traits: Option<&pdpb::ClusterTraits>,
+    ) -> Result<Output, ClusterError> {
+        let cluster_traits = self.traits.as_ref().ok_or(ClusterError::NotBootstrapped)?;
+        check_store(&store)?;
+        if let Some(traits) = traits {
+            check_traits(store.id, traits, cluster_traits)?;
+        }
+        let known = self.basic.store(store.id);
+        let state = known.map_or(metapb::StoreState::Up, |known| known.meta.state());
+        if state == metapb::StoreState::Tombstone {
+            return Err(ClusterError::StoreTombstone(store.id));
+        }
+        let other = self.basic.stores().find(|other| {
+            other.meta.id != store.id
+                && other.meta.address == store.address
+                && other.meta.state() != metapb::StoreState::Tombstone
+        });
+        if let Some(owner) = other {
+            let (id, owner, address) = (store.id, owner.meta.id, store.address);
+            return Err(ClusterError::DuplicateAddress { id, owner, address });
+        }
+        // What only the scheduler decides is not taken from the store.
+        store.last_heartbeat = 0;
+        store.physically_destroyed = false;
+        let stats = known.and_then(|known| known.stats.clone());
+        let mut info = StoreInfo { meta: store, stats, last_seen_ms: now_ms };
+        info.set_state(state);
+        let writes = vec![MetaWrite::Store(info.meta.clone())];
+        self.basic.put_store(info);
+        Ok(Output { writes, ..Output::default() })
+    }
+
+    /// Takes in a store's report. Regions that waited for a store are looked at when this one became usable.
+    pub fn store_heartbeat(
+        &mut self,
+        now_ms: u64,
+        stats: pdpb::StoreStats,
+        ids: &mut dyn IdSource,
+    ) -> Result<(metapb::NodeState, Output), ClusterError> {
+        if !self.is_bootstrapped() {
+            return Err(ClusterError::NotBootstrapped);
+        }
+        let (id, limits) = (stats.store_id, self.config.silence);
+        let store = self.basic.store_mut(id).ok_or(ClusterError::UnknownStore(id))?;
+        if store.meta.state() == metapb::StoreState::Tombstone {
+            return Err(ClusterError::StoreTombstone(id));
+        }
+        let was_usable = store.stats.is_some() && store.state(now_ms, limits) == StoreState::Up;
+        store.stats = Some(stats);
+        store.last_seen_ms = now_ms;
+        let node_state = store.meta.node_state();
+        let mut out = Output::default();
+        if !was_usable {
+            self.coordinator.check_waiting(&self.basic, &self.config, now_ms, ids, &mut out);
+        }
+        Ok((node_state, out))
+    }
+
+    /// Takes in a region's report, moves its operator on, or gives it one when it needs it.
+    pub fn region_heartbeat(
+        &mut self,
+        now_ms: u64,
+        request: pdpb::RegionHeartbeatRequest,
+        ids: &mut dyn IdSource,
+    ) -> Result<Output, ClusterError> {
+        if !self.is_bootstrapped() {
+            return Err(ClusterError::NotBootstrapped);
+        }
+        let region = RegionInfo::from_heartbeat(request)?;
+        if let Some(id) = region.leader_store() {
+            let store = self.basic.store(id).ok_or(ClusterError::UnknownStore(id))?;
+            if store.meta.state() == metapb::StoreState::Tombstone {
+                return Err(ClusterError::StoreTombstone(id));
+            }
+        }
+        let id = region.id();
+        let change = self.basic.put_region(region)?;
+        let mut out = Output::default();
+        for gone in change.gone {
+            out.writes.push(MetaWrite::RegionGone(gone));
+            self.coordinator.region_gone(gone, &mut out);
+        }
+        if change.meta_changed {
+            out.writes.extend(self.basic.regions().get(id).map(|r| MetaWrite::Region(r.meta.clone())));
+        }
+        self.coordinator.drive(id, &self.basic, &self.config, now_ms, ids, &mut out);
+        Ok(out)
+    }
+
+    /// Begins to remove a store: its peers move away, then it becomes a tombstone.
+    pub fn remove_store(
+        &mut self,
+        now_ms: u64,
+        id: u64,
+        ids: &mut dyn IdSource,
+    ) -> Result<Output, ClusterError> {
+        let limits = self.config.silence;
+        let store = self.basic.store(id).ok_or(ClusterError::UnknownStore(id))?;
+        match store.meta.state() {
+            metapb::StoreState::Tombstone => return Err(ClusterError::StoreTombstone(id)),
+            metapb::StoreState::Offline => return Ok(Output::default()),
+            metapb::StoreState::Up => {}
+        }
+        let others = self.basic.stores().filter(|other| other.meta.id != id);
+        let left = others.filter(|other| other.state(now_ms, limits) == StoreState::Up).count();
+        let needed = self.config.max_replicas;
+        if left < needed {
+            return Err(ClusterError::TooFewStores { id, left, needed });
+        }
+        let mut out = Output::default();
+        if let Some(store) = self.basic.store_mut(id) {
+            store.set_state(metapb::StoreState::Offline);
+            out.writes.push(MetaWrite::Store(store.meta.clone()));
+        }
+        let leaving: Vec<u64> = self.basic.regions_on(id).take(self.config.operators_max).collect();
+        for region in leaving {
+            self.coordinator.drive(region, &self.basic, &self.config, now_ms, ids, &mut out);
+        }
+        Ok(out)
+    }
+
+    /// Time has passed: times out operators, repeats commands, and looks at the next regions of the patrol.
+    pub fn tick(&mut self, now_ms: u64, ids: &mut dyn IdSource) -> Output {
+        let mut out = Output::default();
+        if !self.is_bootstrapped() {
+            return out;
+        }
+        self.bury_empty_stores(&mut out);
+        self.coordinator.tick(&self.basic, &self.config, now_ms, ids, &mut out);
+        out
+    }
+
+    /// A store that was being removed and has no peers left is gone for good.
+    fn bury_empty_stores(&mut self, out: &mut Output) {
+        let empty: Vec<u64> = self
+            .basic
+            .stores()
+            .filter(|store| store.meta.state() == metapb::StoreState::Offline)
+            .map(|store| store.meta.id)
+            .filter(|id| self.basic.region_count(*id) == 0)
+            .collect();
+        for id in empty {
+            let Some(store) = self.basic.store_mut(id) else { continue };
+            store.set_state(metapb::StoreState::Tombstone);
+            store.stats = None;
+            out.writes.push(MetaWrite::Store(store.meta.clone()));
+        }
+    }
+
+    /// The keyspace with this name.
+    pub fn keyspace_by_name(&self, name: &str) -> Result<&keyspacepb::KeyspaceMeta, ClusterError> {
+        self.require_bootstrapped()?;
+        self.keyspaces.by_name(name).ok_or_else(|| ClusterError::UnknownKeyspace(format!("{name:?}")))
+    }
+
+    /// The keyspace with this id.
+    pub fn keyspace_by_id(&self, id: u32) -> Result<&keyspacepb::KeyspaceMeta, ClusterError> {
+        self.require_bootstrapped()?;
+        self.keyspaces.by_id(id).ok_or_else(|| ClusterError::UnknownKeyspace(format!("with id {id}")))
+    }
+
+    /// Ok once the cluster is bootstrapped.
+    pub fn require_bootstrapped(&self) -> Result<(), ClusterError> {
+        if self.is_bootstrapped() { Ok(()) } else { Err(ClusterError::NotBootstrapped) }
+    }
+}
+
+fn check_store(store: &metapb::Store) -> Result<(), ClusterError> {
+    if store.id == 0 {
+        return Err(ClusterError::InvalidStore("id 0; ask for one with AllocID"));
+    }
+    if store.address.is_empty() {
+        return Err(ClusterError::InvalidStore("no address"));
+    }
+    Ok(())
+}
+
+fn check_first_region(store: &metapb::Store, region: &metapb::Region) -> Result<(), &'static str> {
+    if !region.start_key.is_empty() || !region.end_key.is_empty() {
+        return Err("the first region must cover all keys");
+    }
+    match region.peers.as_slice() {
+        [peer] if peer.store_id == store.id && peer.role() == metapb::PeerRole::Voter => Ok(()),
+        _ => Err("the first region must have one voter, on the first store"),
+    }
+}
+
+fn check_traits(
+    id: u64,
+    store: &pdpb::ClusterTraits,
+    cluster: &pdpb::ClusterTraits,
+) -> Result<(), ClusterError> {
+    // The first store said nothing: there is nothing to compare with.
+    if *cluster == pdpb::ClusterTraits::default() || store == cluster {
+        return Ok(());
+    }
+    let differ =
+        |what, store: String, cluster: String| Err(ClusterError::TraitsDiffer { id, what, store, cluster });
+    if store.api_version != cluster.api_version {
+        let name = |t: &pdpb::ClusterTraits| format!("{:?}", t.api_version()).to_lowercase();
+        return differ("storage.api", name(store), name(cluster));
+    }
+    let ticks = [
+        ("raft tick (ms)", store.raft_tick_ms, cluster.raft_tick_ms),
+        ("raft heartbeat ticks", store.raft_heartbeat_ticks, cluster.raft_heartbeat_ticks),
+        ("raft election ticks", store.raft_election_ticks, cluster.raft_election_ticks),
+    ];
+    match ticks.into_iter().find(|(_, store, cluster)| store != cluster) {
+        Some((what, store, cluster)) => differ(what, store.to_string(), cluster.to_string()),
+        None => Ok(()),
+    }
+}

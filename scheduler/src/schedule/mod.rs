@@ -1,0 +1,89 @@
+//! Decisions: which membership changes and leader moves a region needs, and their execution step by step. Pure.
+
+pub mod checker;
+pub mod filter;
+pub mod operator;
+pub mod operator_controller;
+pub mod selector;
+
+use kvproto::{metapb, pdpb};
+
+use crate::core::basic_cluster::BasicCluster;
+use crate::core::region::RegionInfo;
+use crate::core::store::{SilenceLimits, StoreInfo, StoreState};
+use operator_controller::OperatorController;
+
+/// Limits of placement decisions. Times are milliseconds.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ScheduleConfig {
+    /// How many voters every region should have.
+    pub max_replicas: usize,
+    /// When the silence of a store counts.
+    pub silence: SilenceLimits,
+    /// How many operators may run at once.
+    pub operators_max: usize,
+    /// A store with more snapshots in flight than this gets no new peers.
+    pub snapshots_max: u32,
+    /// The used share of a store's space above which it gets no new peers.
+    pub low_space_ratio: f64,
+    /// How long a step may take that only needs a Raft round trip.
+    pub fast_step_ms: u64,
+    /// How long a step may take that copies a region.
+    pub slow_step_ms: u64,
+    /// How long to wait before the command of an unfinished step is sent again.
+    pub resend_ms: u64,
+}
+
+impl Default for ScheduleConfig {
+    fn default() -> ScheduleConfig {
+        ScheduleConfig {
+            max_replicas: 3,
+            silence: SilenceLimits { disconnected_ms: 20_000, down_ms: 30 * 60_000 },
+            operators_max: 64,
+            snapshots_max: 64,
+            low_space_ratio: 0.8,
+            fast_step_ms: 60_000,
+            slow_step_ms: 10 * 60_000,
+            resend_ms: 500,
+        }
+    }
+}
+
+/// What a decision looks at.
+pub struct View<'a> {
+    pub cluster: &'a BasicCluster,
+    pub operators: &'a OperatorController,
+    pub config: &'a ScheduleConfig,
+    pub now_ms: u64,
+}
+
+impl View<'_> {
+    /// The state of a store; an unknown store counts as removed.
+    pub fn state(&self, store_id: u64) -> StoreState {
+        self.cluster
+            .store(store_id)
+            .map_or(StoreState::Tombstone, |store| store.state(self.now_ms, self.config.silence))
+    }
+
+    /// Whether the store answers the scheduler at present.
+    pub fn is_connected(&self, store_id: u64) -> bool {
+        self.cluster.store(store_id).is_some_and(|store| self.store_is_connected(store))
+    }
+
+    fn store_is_connected(&self, store: &StoreInfo) -> bool {
+        store.is_connected(self.now_ms, self.config.silence)
+    }
+
+    /// Whether the peer takes part: its store answers, and its leader finds it neither down nor lagging.
+    pub fn is_healthy(&self, region: &RegionInfo, peer: &metapb::Peer) -> bool {
+        self.is_connected(peer.store_id) && !region.is_down(peer.id) && !region.is_pending(peer.id)
+    }
+
+    /// Peers on the store, with those that running operators are about to add or remove.
+    pub fn load(&self, store_id: u64) -> i64 {
+        self.cluster.region_count(store_id) as i64 + self.operators.influence_on(store_id)
+    }
+}
+
+/// A command for the leader of a region, as it travels.
+pub type RegionCommand = pdpb::RegionHeartbeatResponse;

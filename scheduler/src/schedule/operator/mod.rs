@@ -1,0 +1,134 @@
+//! An operator: a short list of steps that changes one region, verified against its heartbeats.
+//!
+//! Owns the position in the list and the configuration version that the steps so far explain. Invariants:
+//! steps finish in order; a region whose conf_ver is higher than the steps explain was changed by somebody else,
+//! and then the operator is given up, because its plan was made for other members.
+
+pub mod builder;
+pub mod step;
+
+use crate::core::region::RegionInfo;
+use crate::schedule::{RegionCommand, ScheduleConfig, View};
+use step::{Step, StepState};
+
+/// Why an operator was given up.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Cancel {
+    #[error("timed out at step {step}")]
+    TimedOut { step: String },
+    #[error("superseded: conf_ver is {conf_ver}, the steps explain {explained}")]
+    Superseded { conf_ver: u64, explained: u64 },
+    #[error("step {step} is no longer possible: {reason}")]
+    Impossible { step: String, reason: &'static str },
+    #[error("the region is gone")]
+    RegionGone,
+}
+
+/// What a look at the region says about an operator.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Progress {
+    Running,
+    Finished,
+    Cancelled(Cancel),
+}
+
+/// See the module.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Operator {
+    name: &'static str,
+    region_id: u64,
+    steps: Vec<Step>,
+    current: usize,
+    /// The conf_ver before the current step.
+    conf_ver: u64,
+    step_started_ms: u64,
+    sent_ms: Option<u64>,
+}
+
+impl Operator {
+    /// An operator that starts with the region as it is. `name` says what it is for.
+    pub fn new(name: &'static str, region: &RegionInfo, steps: Vec<Step>, now_ms: u64) -> Operator {
+        assert!(!steps.is_empty(), "operator {name} without steps");
+        Operator {
+            name,
+            region_id: region.id(),
+            steps,
+            current: 0,
+            conf_ver: region.conf_ver(),
+            step_started_ms: now_ms,
+            sent_ms: None,
+        }
+    }
+
+    /// What it is for.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// The region it changes.
+    pub fn region_id(&self) -> u64 {
+        self.region_id
+    }
+
+    /// What is left to do, the current step first.
+    pub fn steps_left(&self) -> &[Step] {
+        &self.steps[self.current..]
+    }
+
+    /// All steps as text.
+    pub fn describe(&self) -> String {
+        let steps: Vec<String> = self.steps.iter().map(Step::to_string).collect();
+        format!("{}: {}", self.name, steps.join(", "))
+    }
+
+    /// Moves past the steps that the region shows as finished.
+    pub fn advance(&mut self, region: &RegionInfo, view: &View<'_>) -> Progress {
+        while let Some(step) = self.steps.get(self.current) {
+            match step.state(region, view) {
+                StepState::Finished => {
+                    self.conf_ver += step.conf_ver_delta(region);
+                    self.current += 1;
+                    self.step_started_ms = view.now_ms;
+                    self.sent_ms = None;
+                }
+                StepState::Impossible(reason) => {
+                    return Progress::Cancelled(Cancel::Impossible { step: step.to_string(), reason });
+                }
+                StepState::Running => {
+                    let explained = self.conf_ver + step.conf_ver_delta(region);
+                    return match region.conf_ver() > explained {
+                        true => {
+                            Progress::Cancelled(Cancel::Superseded { conf_ver: region.conf_ver(), explained })
+                        }
+                        false => self.check_time(step, view),
+                    };
+                }
+            }
+        }
+        Progress::Finished
+    }
+
+    fn check_time(&self, step: &Step, view: &View<'_>) -> Progress {
+        let limit_ms = step.time_limit_ms(view.config);
+        match view.now_ms.saturating_sub(self.step_started_ms) > limit_ms {
+            true => Progress::Cancelled(Cancel::TimedOut { step: step.to_string() }),
+            false => Progress::Running,
+        }
+    }
+
+    /// The command of the current step, when it has not been sent lately. The region must have a leader.
+    pub fn command(
+        &mut self,
+        region: &RegionInfo,
+        config: &ScheduleConfig,
+        now_ms: u64,
+    ) -> Option<RegionCommand> {
+        let step = self.steps.get(self.current)?;
+        if self.sent_ms.is_some_and(|sent| now_ms.saturating_sub(sent) < config.resend_ms) {
+            return None;
+        }
+        let command = step.command(region)?;
+        self.sent_ms = Some(now_ms);
+        Some(command)
+    }
+}

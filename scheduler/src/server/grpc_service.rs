@@ -1,0 +1,529 @@
+//! The gRPC face: `pdpb.PD`, `keyspacepb.Keyspace` and the health check.
+//!
+//! Holds no state. Every answer has a header with the cluster id; a refusal by the cluster is an error inside it,
+//! a foreign cluster id is FAILED_PRECONDITION, and metadata that cannot be written is UNAVAILABLE.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::{Stream, StreamExt};
+use kvproto::health::{HealthCheckRequest, HealthCheckResponse, health_check_response::ServingStatus};
+use kvproto::keyspacepb::{self, keyspace_server::Keyspace};
+use kvproto::pdpb::{self, pd_server::Pd};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::heartbeat_streams::{QUEUE_MAX, Sender};
+use super::state::{ChangeError, State};
+use crate::cluster::Cluster;
+use crate::core::region::RegionInfo;
+use crate::error::ClusterError;
+use crate::id;
+use crate::kv::KvError;
+
+/// How many regions are copied while the cluster is locked.
+const SCAN_CHUNK: usize = 1024;
+
+/// See the module.
+#[derive(Clone)]
+pub struct GrpcService {
+    state: Arc<State>,
+}
+
+/// Refuses a request that is meant for another cluster.
+#[allow(clippy::result_large_err, reason = "Status is what tonic wants")]
+pub fn check_cluster(want: u64, header: Option<&pdpb::RequestHeader>) -> Result<(), Status> {
+    let got = header.map_or(0, |header| header.cluster_id);
+    match got == want {
+        true => Ok(()),
+        false => Err(Status::failed_precondition(format!("mismatch cluster id, need {want} but got {got}"))),
+    }
+}
+
+fn unavailable(error: KvError) -> Status {
+    Status::unavailable(error.to_string())
+}
+
+/// A region as clients get it.
+fn wire_region(region: &RegionInfo) -> pdpb::Region {
+    pdpb::Region {
+        region: Some(region.meta.clone()),
+        leader: region.leader,
+        down_peers: region.down_peers.clone(),
+        pending_peers: region.pending_peers.clone(),
+        buckets: None,
+    }
+}
+
+impl GrpcService {
+    /// A face of `state`.
+    pub fn new(state: Arc<State>) -> GrpcService {
+        GrpcService { state }
+    }
+
+    #[allow(clippy::result_large_err, reason = "Status is what tonic wants")]
+    fn check(&self, header: Option<&pdpb::RequestHeader>) -> Result<(), Status> {
+        check_cluster(self.state.cluster_id(), header)
+    }
+
+    /// The header of an answer, and its body when there is one.
+    #[allow(clippy::result_large_err, reason = "Status is what tonic wants")]
+    fn split<T: Default>(
+        &self,
+        outcome: Result<T, ChangeError>,
+    ) -> Result<(Option<pdpb::ResponseHeader>, T), Status> {
+        let mut header = self.state.header();
+        match outcome {
+            Ok(value) => Ok((Some(header), value)),
+            Err(ChangeError::Cluster(error)) => {
+                header.error = Some(error.to_wire());
+                Ok((Some(header), T::default()))
+            }
+            Err(ChangeError::Kv(error)) => Err(unavailable(error)),
+        }
+    }
+
+    /// Looks something up in a bootstrapped cluster.
+    #[allow(clippy::result_large_err, reason = "Status is what tonic wants")]
+    fn look_up<T: Default>(
+        &self,
+        look: impl FnOnce(&Cluster) -> Result<T, ClusterError>,
+    ) -> Result<(Option<pdpb::ResponseHeader>, T), Status> {
+        let found = self.state.read(|cluster, _| {
+            cluster.require_bootstrapped()?;
+            look(cluster)
+        });
+        self.split(found.map_err(ChangeError::Cluster))
+    }
+
+    #[allow(clippy::result_large_err, reason = "Status is what tonic wants")]
+    fn region_response(
+        &self,
+        header: Option<&pdpb::RequestHeader>,
+        find: impl FnOnce(&Cluster) -> Option<&RegionInfo>,
+    ) -> Result<Response<pdpb::GetRegionResponse>, Status> {
+        self.check(header)?;
+        let (header, region) = self.look_up(|cluster| Ok(find(cluster).map(wire_region)))?;
+        let region = region.unwrap_or_default();
+        Ok(Response::new(pdpb::GetRegionResponse {
+            header,
+            region: region.region,
+            leader: region.leader,
+            down_peers: region.down_peers,
+            pending_peers: region.pending_peers,
+            buckets: None,
+        }))
+    }
+
+    /// Regions of a range, at most `limit` (0: all). The lock is given up between chunks, so a region that splits
+    /// meanwhile may be seen in two pieces, as in any scan by several calls.
+    fn scan(&self, start: &Bytes, end: &Bytes, limit: usize) -> Result<Vec<pdpb::Region>, ClusterError> {
+        let limit = if limit == 0 { usize::MAX } else { limit };
+        let (mut regions, mut from) = (Vec::new(), start.clone());
+        loop {
+            let want = SCAN_CHUNK.min(limit - regions.len());
+            let chunk: Vec<pdpb::Region> = self.state.read(|cluster, _| {
+                cluster.require_bootstrapped()?;
+                let found = cluster.basic().regions().scan(&from, end).take(want);
+                Ok::<_, ClusterError>(found.map(wire_region).collect())
+            })?;
+            let is_last = chunk.len() < want;
+            if let Some(region) = chunk.last().and_then(|last| last.region.as_ref()) {
+                from = region.end_key.clone();
+            }
+            regions.extend(chunk);
+            let is_at_end = from.is_empty() || !end.is_empty() && from >= *end;
+            if is_last || is_at_end || regions.len() >= limit {
+                return Ok(regions);
+            }
+        }
+    }
+
+    fn batch_scan(&self, request: &pdpb::BatchScanRegionsRequest) -> Result<Vec<pdpb::Region>, ClusterError> {
+        let limit = usize::try_from(request.limit).unwrap_or(0);
+        let mut regions: Vec<pdpb::Region> = Vec::new();
+        for range in &request.ranges {
+            if limit > 0 && regions.len() >= limit {
+                break;
+            }
+            if request.contain_all_key_range {
+                let covers =
+                    |cluster: &Cluster| cluster.basic().regions().covers(&range.start_key, &range.end_key);
+                if !self.state.read(|cluster, _| covers(cluster)) {
+                    return Err(ClusterError::RangeHasGaps);
+                }
+            }
+            let left = if limit == 0 { 0 } else { limit - regions.len() };
+            let mut found = self.scan(&range.start_key, &range.end_key, left)?;
+            // Ranges next to each other may share a region: it is listed once.
+            let id_of = |region: &pdpb::Region| region.region.as_ref().map(|meta| meta.id);
+            if regions
+                .last()
+                .is_some_and(|last| found.first().is_some_and(|first| id_of(first) == id_of(last)))
+            {
+                found.remove(0);
+            }
+            regions.extend(found);
+        }
+        Ok(regions)
+    }
+}
+
+type BoxStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl Pd for GrpcService {
+    type TsoStream = BoxStream<pdpb::TsoResponse>;
+    type RegionHeartbeatStream = ReceiverStream<Result<pdpb::RegionHeartbeatResponse, Status>>;
+
+    async fn get_members(
+        &self,
+        _request: Request<pdpb::GetMembersRequest>,
+    ) -> Result<Response<pdpb::GetMembersResponse>, Status> {
+        // Clients learn the cluster id here, so they cannot know it yet.
+        Ok(Response::new(self.state.member.list(self.state.header())))
+    }
+
+    async fn bootstrap(
+        &self,
+        request: Request<pdpb::BootstrapRequest>,
+    ) -> Result<Response<pdpb::BootstrapResponse>, Status> {
+        let request = request.into_inner();
+        self.check(request.header.as_ref())?;
+        let (store, region) = (request.store.unwrap_or_default(), request.region.unwrap_or_default());
+        let outcome = self
+            .state
+            .change(|cluster, _, now_ms| Ok(((), cluster.bootstrap(now_ms, store, region, request.traits)?)))
+            .await;
+        let (header, ()) = self.split(outcome)?;
+        if header.as_ref().is_some_and(|header| header.error.is_none()) {
+            tracing::info!(cluster_id = self.state.cluster_id(), "cluster bootstrapped");
+        }
+        Ok(Response::new(pdpb::BootstrapResponse { header }))
+    }
+
+    async fn is_bootstrapped(
+        &self,
+        request: Request<pdpb::IsBootstrappedRequest>,
+    ) -> Result<Response<pdpb::IsBootstrappedResponse>, Status> {
+        self.check(request.get_ref().header.as_ref())?;
+        let bootstrapped = self.state.read(|cluster, _| cluster.is_bootstrapped());
+        Ok(Response::new(pdpb::IsBootstrappedResponse { header: Some(self.state.header()), bootstrapped }))
+    }
+
+    /// The ids are `id - count + 1 ..= id`.
+    async fn alloc_id(
+        &self,
+        request: Request<pdpb::AllocIdRequest>,
+    ) -> Result<Response<pdpb::AllocIdResponse>, Status> {
+        let request = request.into_inner();
+        self.check(request.header.as_ref())?;
+        let count = request.count.max(1);
+        if count > id::COUNT_MAX {
+            let text = format!("cannot allocate {count} ids at once, the most is {}", id::COUNT_MAX);
+            return Err(Status::invalid_argument(text));
+        }
+        let last = self.state.alloc_ids(u64::from(count)).await.map_err(unavailable)?;
+        Ok(Response::new(pdpb::AllocIdResponse { header: Some(self.state.header()), id: last, count }))
+    }
+
+    async fn get_store(
+        &self,
+        request: Request<pdpb::GetStoreRequest>,
+    ) -> Result<Response<pdpb::GetStoreResponse>, Status> {
+        let request = request.into_inner();
+        self.check(request.header.as_ref())?;
+        let id = request.store_id;
+        let (header, found) = self.look_up(|cluster| {
+            let store = cluster.basic().store(id).ok_or(ClusterError::UnknownStore(id))?;
+            Ok(Some((store.meta.clone(), store.stats.clone())))
+        })?;
+        let (store, stats) = found.map_or((None, None), |(store, stats)| (Some(store), stats));
+        Ok(Response::new(pdpb::GetStoreResponse { header, store, stats }))
+    }
+
+    async fn put_store(
+        &self,
+        request: Request<pdpb::PutStoreRequest>,
+    ) -> Result<Response<pdpb::PutStoreResponse>, Status> {
+        let request = request.into_inner();
+        self.check(request.header.as_ref())?;
+        let (store, traits) = (request.store.unwrap_or_default(), request.traits);
+        let (id, address) = (store.id, store.address.clone());
+        let outcome = self
+            .state
+            .change(|cluster, _, now_ms| Ok(((), cluster.put_store(now_ms, store, traits.as_ref())?)))
+            .await;
+        match &outcome {
+            Ok(()) => tracing::info!(store_id = id, address, "store registered"),
+            Err(error) => tracing::warn!(store_id = id, address, %error, "store refused"),
+        }
+        let (header, ()) = self.split(outcome)?;
+        Ok(Response::new(pdpb::PutStoreResponse { header }))
+    }
+
+    async fn get_all_stores(
+        &self,
+        request: Request<pdpb::GetAllStoresRequest>,
+    ) -> Result<Response<pdpb::GetAllStoresResponse>, Status> {
+        let request = request.into_inner();
+        self.check(request.header.as_ref())?;
+        let (header, stores) = self.look_up(|cluster| {
+            let is_wanted =
+                |state| !request.exclude_tombstone_stores || state != kvproto::metapb::StoreState::Tombstone;
+            let stores = cluster.basic().stores().map(|store| &store.meta);
+            Ok(stores.filter(|meta| is_wanted(meta.state())).cloned().collect())
+        })?;
+        Ok(Response::new(pdpb::GetAllStoresResponse { header, stores }))
+    }
+
+    async fn store_heartbeat(
+        &self,
+        request: Request<pdpb::StoreHeartbeatRequest>,
+    ) -> Result<Response<pdpb::StoreHeartbeatResponse>, Status> {
+        let request = request.into_inner();
+        self.check(request.header.as_ref())?;
+        self.state.metrics.store_heartbeats.inc();
+        let stats = request.stats.unwrap_or_default();
+        let outcome = self
+            .state
+            .change(|cluster, ids, now_ms| {
+                let (state, out) = cluster.store_heartbeat(now_ms, stats, ids)?;
+                Ok((state as i32, out))
+            })
+            .await;
+        let (header, state) = self.split(outcome)?;
+        Ok(Response::new(pdpb::StoreHeartbeatResponse { header, state, ..Default::default() }))
+    }
+
+    async fn get_region(
+        &self,
+        request: Request<pdpb::GetRegionRequest>,
+    ) -> Result<Response<pdpb::GetRegionResponse>, Status> {
+        let request = request.into_inner();
+        self.region_response(request.header.as_ref(), |c| c.basic().regions().by_key(&request.region_key))
+    }
+
+    async fn get_prev_region(
+        &self,
+        request: Request<pdpb::GetRegionRequest>,
+    ) -> Result<Response<pdpb::GetRegionResponse>, Status> {
+        let request = request.into_inner();
+        self.region_response(request.header.as_ref(), |c| {
+            c.basic().regions().prev_of_key(&request.region_key)
+        })
+    }
+
+    async fn get_region_by_id(
+        &self,
+        request: Request<pdpb::GetRegionByIdRequest>,
+    ) -> Result<Response<pdpb::GetRegionResponse>, Status> {
+        let request = request.into_inner();
+        self.region_response(request.header.as_ref(), |c| c.basic().regions().get(request.region_id))
+    }
+
+    async fn scan_regions(
+        &self,
+        request: Request<pdpb::ScanRegionsRequest>,
+    ) -> Result<Response<pdpb::ScanRegionsResponse>, Status> {
+        let request = request.into_inner();
+        self.check(request.header.as_ref())?;
+        let limit = usize::try_from(request.limit).unwrap_or(0);
+        let found = self.scan(&request.start_key, &request.end_key, limit);
+        let (header, regions) = self.split(found.map_err(ChangeError::Cluster))?;
+        Ok(Response::new(pdpb::ScanRegionsResponse {
+            header,
+            region_metas: regions.iter().filter_map(|region| region.region.clone()).collect(),
+            leaders: regions.iter().map(|region| region.leader.unwrap_or_default()).collect(),
+            regions,
+        }))
+    }
+
+    async fn batch_scan_regions(
+        &self,
+        request: Request<pdpb::BatchScanRegionsRequest>,
+    ) -> Result<Response<pdpb::BatchScanRegionsResponse>, Status> {
+        let request = request.into_inner();
+        self.check(request.header.as_ref())?;
+        let (header, regions) = self.split(self.batch_scan(&request).map_err(ChangeError::Cluster))?;
+        Ok(Response::new(pdpb::BatchScanRegionsResponse { header, regions }))
+    }
+
+    async fn get_cluster_config(
+        &self,
+        request: Request<pdpb::GetClusterConfigRequest>,
+    ) -> Result<Response<pdpb::GetClusterConfigResponse>, Status> {
+        self.check(request.get_ref().header.as_ref())?;
+        let (header, found) = self.look_up(|cluster| {
+            let max_peer_count = cluster.config().max_replicas as u32;
+            let meta = kvproto::metapb::Cluster { id: cluster.id(), max_peer_count };
+            Ok(Some((meta, cluster.traits().copied())))
+        })?;
+        let (cluster, traits) = found.map_or((None, None), |(cluster, traits)| (Some(cluster), traits));
+        Ok(Response::new(pdpb::GetClusterConfigResponse { header, cluster, traits }))
+    }
+
+    async fn get_cluster_info(
+        &self,
+        _request: Request<pdpb::GetClusterInfoRequest>,
+    ) -> Result<Response<pdpb::GetClusterInfoResponse>, Status> {
+        Ok(Response::new(pdpb::GetClusterInfoResponse {
+            header: Some(self.state.header()),
+            service_modes: vec![pdpb::ServiceMode::PdSvcMode as i32],
+            tso_urls: Vec::new(),
+        }))
+    }
+
+    async fn tso(
+        &self,
+        request: Request<Streaming<pdpb::TsoRequest>>,
+    ) -> Result<Response<Self::TsoStream>, Status> {
+        let served = self.state.metrics.timestamps.clone();
+        let answers = self.state.tso.serve(request.into_inner(), self.state.header(), served);
+        let stopping = self.state.stopping.clone().cancelled_owned();
+        Ok(Response::new(Box::pin(answers.take_until(Box::pin(stopping)))))
+    }
+
+    async fn region_heartbeat(
+        &self,
+        request: Request<Streaming<pdpb::RegionHeartbeatRequest>>,
+    ) -> Result<Response<Self::RegionHeartbeatStream>, Status> {
+        let (sender, commands) = mpsc::channel(QUEUE_MAX);
+        let reporter = Reporter {
+            stream_id: self.state.streams.open(),
+            state: self.state.clone(),
+            sender,
+            bound_to: None,
+        };
+        tokio::spawn(reporter.run(request.into_inner()));
+        Ok(Response::new(ReceiverStream::new(commands)))
+    }
+}
+
+/// One region heartbeat stream of a store.
+struct Reporter {
+    stream_id: u64,
+    state: Arc<State>,
+    sender: Sender,
+    bound_to: Option<u64>,
+}
+
+impl Reporter {
+    async fn run(mut self, mut reports: Streaming<pdpb::RegionHeartbeatRequest>) {
+        let stopping = self.state.stopping.clone();
+        loop {
+            let report = tokio::select! {
+                report = reports.next() => report,
+                () = stopping.cancelled() => None,
+            };
+            let Some(report) = report else { break };
+            let outcome = match report {
+                Ok(report) => self.handle(report).await,
+                Err(status) => Err(status),
+            };
+            if let Err(status) = outcome {
+                tracing::debug!(store_id = self.bound_to, %status, "region heartbeat stream ends");
+                // A store that does not read its stream any more learns it from the stream's end.
+                let _unread = self.sender.try_send(Err(status)).is_err();
+                break;
+            }
+        }
+        if let Some(store_id) = self.bound_to {
+            self.state.streams.unbind(store_id, self.stream_id);
+        }
+    }
+
+    async fn handle(&mut self, report: pdpb::RegionHeartbeatRequest) -> Result<(), Status> {
+        check_cluster(self.state.cluster_id(), report.header.as_ref())?;
+        let region_id = report.region.as_ref().map_or(0, |region| region.id);
+        if let Some(store_id) = report.leader.as_ref().map(|leader| leader.store_id)
+            && self.bound_to.is_none()
+        {
+            self.state.streams.bind(store_id, self.stream_id, &self.sender);
+            self.bound_to = Some(store_id);
+        }
+        let outcome = self
+            .state
+            .change(|cluster, ids, now_ms| Ok(((), cluster.region_heartbeat(now_ms, report, ids)?)))
+            .await;
+        let result = match &outcome {
+            Ok(()) => "ok",
+            Err(ChangeError::Cluster(ClusterError::Stale(_))) => "stale",
+            Err(_) => "refused",
+        };
+        self.state.metrics.region_heartbeats.with_label_values(&[result]).inc();
+        match outcome {
+            // A stale report is a late one: the newer one is known already.
+            Ok(()) | Err(ChangeError::Cluster(ClusterError::Stale(_))) => Ok(()),
+            Err(ChangeError::Kv(error)) => Err(unavailable(error)),
+            Err(ChangeError::Cluster(error)) => {
+                let header = pdpb::ResponseHeader { error: Some(error.to_wire()), ..self.state.header() };
+                let refusal =
+                    pdpb::RegionHeartbeatResponse { header: Some(header), region_id, ..Default::default() };
+                if self.sender.try_send(Ok(refusal)).is_err() {
+                    self.state.metrics.commands_dropped.inc();
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Keyspace for GrpcService {
+    async fn load_keyspace(
+        &self,
+        request: Request<keyspacepb::LoadKeyspaceRequest>,
+    ) -> Result<Response<keyspacepb::LoadKeyspaceResponse>, Status> {
+        let request = request.into_inner();
+        self.check(request.header.as_ref())?;
+        let (header, keyspace) =
+            self.look_up(|cluster| cluster.keyspace_by_name(&request.name).cloned().map(Some))?;
+        Ok(Response::new(keyspacepb::LoadKeyspaceResponse { header, keyspace }))
+    }
+
+    async fn load_keyspace_by_id(
+        &self,
+        request: Request<keyspacepb::LoadKeyspaceByIdRequest>,
+    ) -> Result<Response<keyspacepb::LoadKeyspaceResponse>, Status> {
+        let request = request.into_inner();
+        self.check(request.header.as_ref())?;
+        let id = match request.keyspace {
+            Some(keyspacepb::load_keyspace_by_id_request::Keyspace::Id(id)) => id,
+            None => 0,
+        };
+        let (header, keyspace) = self.look_up(|cluster| cluster.keyspace_by_id(id).cloned().map(Some))?;
+        Ok(Response::new(keyspacepb::LoadKeyspaceResponse { header, keyspace }))
+    }
+
+    async fn get_all_keyspaces(
+        &self,
+        request: Request<keyspacepb::GetAllKeyspacesRequest>,
+    ) -> Result<Response<keyspacepb::GetAllKeyspacesResponse>, Status> {
+        let request = request.into_inner();
+        self.check(request.header.as_ref())?;
+        let start = match request.start_keyspace {
+            Some(keyspacepb::get_all_keyspaces_request::StartKeyspace::StartId(id)) => id,
+            None => 0,
+        };
+        let (header, keyspaces) =
+            self.look_up(|cluster| Ok(cluster.keyspaces().list(start, request.limit).cloned().collect()))?;
+        Ok(Response::new(keyspacepb::GetAllKeyspacesResponse { header, keyspaces }))
+    }
+}
+
+#[tonic::async_trait]
+impl kvproto::health::health_server::Health for GrpcService {
+    async fn check(
+        &self,
+        _request: Request<HealthCheckRequest>,
+    ) -> Result<Response<HealthCheckResponse>, Status> {
+        let status = match self.state.writer.failure() {
+            Some(_) => ServingStatus::NotServing,
+            None => ServingStatus::Serving,
+        };
+        Ok(Response::new(HealthCheckResponse { status: status as i32 }))
+    }
+}

@@ -1,0 +1,253 @@
+//! The HTTP interface: `/pd/api/v1/...`, `/ping`, `/metrics`. It reads the same state as gRPC, and answers in
+//! JSON; an error is `{"error": "..."}` with a fitting status. HEAD is answered 405, which start-up scripts of
+//! the field rely on.
+
+use std::sync::Arc;
+
+use axum::extract::{Path, Query, State as Shared};
+use axum::http::{StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{MethodRouter, get};
+use axum::{Json, Router};
+use serde::Deserialize;
+use serde_json::json;
+
+use super::http_json as view;
+use super::state::{ChangeError, State};
+use crate::cluster::Cluster;
+use crate::core::store::StoreInfo;
+use crate::error::ClusterError;
+
+/// How many regions are copied while the cluster is locked.
+const CHUNK: usize = 1024;
+
+type Answer = Result<Response, Failure>;
+
+/// An error with its status.
+struct Failure(StatusCode, String);
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        (self.0, Json(json!({ "error": self.1 }))).into_response()
+    }
+}
+
+impl From<ClusterError> for Failure {
+    fn from(error: ClusterError) -> Failure {
+        let status = match error {
+            ClusterError::NotBootstrapped => StatusCode::SERVICE_UNAVAILABLE,
+            ClusterError::UnknownStore(_) => StatusCode::NOT_FOUND,
+            ClusterError::StoreTombstone(_) => StatusCode::GONE,
+            ClusterError::TooFewStores { .. } => StatusCode::BAD_REQUEST,
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        Failure(status, error.to_string())
+    }
+}
+
+impl From<ChangeError> for Failure {
+    fn from(error: ChangeError) -> Failure {
+        match error {
+            ChangeError::Cluster(error) => error.into(),
+            ChangeError::Kv(error) => Failure(StatusCode::SERVICE_UNAVAILABLE, error.to_string()),
+        }
+    }
+}
+
+fn not_found(what: impl Into<String>) -> Failure {
+    Failure(StatusCode::NOT_FOUND, what.into())
+}
+
+fn json_answer<T: serde::Serialize>(value: T) -> Answer {
+    Ok(Json(value).into_response())
+}
+
+async fn no_head() -> impl IntoResponse {
+    (StatusCode::METHOD_NOT_ALLOWED, [(header::ALLOW, "GET")])
+}
+
+/// A route that answers GET, and HEAD with 405.
+fn read<H, T>(handler: H) -> MethodRouter<Arc<State>>
+where
+    H: axum::handler::Handler<T, Arc<State>>,
+    T: 'static,
+{
+    get(handler).head(no_head)
+}
+
+/// All routes.
+pub fn routes(state: Arc<State>) -> Router {
+    Router::new()
+        .route("/ping", read(ping))
+        .route("/metrics", read(metrics))
+        .route("/pd/api/v1/ping", read(ping))
+        .route("/pd/api/v1/stores", read(stores))
+        .route("/pd/api/v1/store/{id}", read(store).delete(remove_store))
+        .route("/pd/api/v1/regions", read(regions))
+        .route("/pd/api/v1/regions/count", read(regions_count))
+        .route("/pd/api/v1/region/id/{id}", read(region_by_id))
+        .route("/pd/api/v1/region/key/{*key}", read(region_by_key))
+        .route("/pd/api/v1/members", read(members))
+        .route("/pd/api/v1/health", read(health))
+        .route("/pd/api/v1/version", read(version))
+        .route("/pd/api/v1/status", read(status))
+        .route("/pd/api/v1/cluster", read(cluster))
+        .route("/pd/api/v2/ready", read(ready))
+        .fallback(|uri: Uri| async move { not_found(format!("no such path: {}", uri.path())) })
+        .with_state(state)
+}
+
+async fn ping() -> StatusCode {
+    StatusCode::OK
+}
+
+async fn metrics(Shared(state): Shared<Arc<State>>) -> Answer {
+    state.read(|cluster, now_ms| state.metrics.refresh(cluster, now_ms));
+    match state.metrics.render() {
+        Ok(text) => Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()),
+        Err(e) => Err(Failure(StatusCode::INTERNAL_SERVER_ERROR, e.to_string())),
+    }
+}
+
+fn store_view(cluster: &Cluster, store: &StoreInfo, now_ms: u64) -> view::Store {
+    let (id, basic) = (store.meta.id, cluster.basic());
+    view::Store::new(
+        store,
+        cluster.store_state(store, now_ms),
+        basic.leader_count(id),
+        basic.region_count(id),
+    )
+}
+
+async fn stores(Shared(state): Shared<Arc<State>>) -> Answer {
+    let stores: Vec<view::Store> = state.read(|cluster, now_ms| {
+        cluster.require_bootstrapped()?;
+        let live = cluster
+            .basic()
+            .stores()
+            .filter(|store| store.meta.state() != kvproto::metapb::StoreState::Tombstone);
+        Ok::<_, ClusterError>(live.map(|store| store_view(cluster, store, now_ms)).collect())
+    })?;
+    json_answer(view::Stores { count: stores.len(), stores })
+}
+
+async fn store(Shared(state): Shared<Arc<State>>, Path(id): Path<u64>) -> Answer {
+    json_answer(state.read(|cluster, now_ms| {
+        cluster.require_bootstrapped()?;
+        let store = cluster.basic().store(id).ok_or(ClusterError::UnknownStore(id))?;
+        Ok::<_, ClusterError>(store_view(cluster, store, now_ms))
+    })?)
+}
+
+async fn remove_store(Shared(state): Shared<Arc<State>>, Path(id): Path<u64>) -> Answer {
+    state.change(|cluster, ids, now_ms| Ok(((), cluster.remove_store(now_ms, id, ids)?))).await?;
+    tracing::info!(store_id = id, "store is being removed");
+    json_answer("The store is set as Offline.")
+}
+
+#[derive(Deserialize)]
+struct Page {
+    /// The most regions to list; without it all.
+    limit: Option<usize>,
+}
+
+async fn regions(Shared(state): Shared<Arc<State>>, Query(page): Query<Page>) -> Answer {
+    let limit = page.limit.unwrap_or(usize::MAX);
+    let mut regions: Vec<view::Region> = Vec::new();
+    let mut after = 0;
+    loop {
+        let want = CHUNK.min(limit - regions.len());
+        let chunk: Vec<view::Region> = state.read(|cluster, _| {
+            let tree = cluster.basic().regions();
+            tree.ids_after(after, want)
+                .into_iter()
+                .filter_map(|id| tree.get(id))
+                .map(view::Region::from)
+                .collect()
+        });
+        let Some(last) = chunk.last() else { break };
+        after = last.id;
+        regions.extend(chunk);
+    }
+    json_answer(view::Regions { count: regions.len(), regions })
+}
+
+async fn regions_count(Shared(state): Shared<Arc<State>>) -> Answer {
+    let count = state.read(|cluster, _| cluster.basic().regions().len());
+    json_answer(json!({ "count": count }))
+}
+
+async fn region_by_id(Shared(state): Shared<Arc<State>>, Path(id): Path<u64>) -> Answer {
+    let region = state.read(|cluster, _| cluster.basic().regions().get(id).map(view::Region::from));
+    json_answer(region.ok_or_else(|| not_found(format!("region {id} is not known")))?)
+}
+
+#[derive(Deserialize)]
+struct KeyFormat {
+    /// `hex`: the key in the path is hexadecimal.
+    format: Option<String>,
+}
+
+/// Keys are arbitrary bytes, so the path is decoded here and not as UTF-8.
+async fn region_by_key(
+    Shared(state): Shared<Arc<State>>,
+    uri: Uri,
+    Query(query): Query<KeyFormat>,
+) -> Answer {
+    let bad = |why: &str| Failure(StatusCode::BAD_REQUEST, why.to_string());
+    let text = uri.path().strip_prefix("/pd/api/v1/region/key/").unwrap_or_default();
+    let mut key = view::percent_decode(text).ok_or_else(|| bad("the key has a broken %XX escape"))?;
+    if query.format.as_deref() == Some("hex") {
+        key = view::unhex(&key).ok_or_else(|| bad("the key is not hexadecimal"))?;
+    }
+    let region = state.read(|cluster, _| cluster.basic().regions().by_key(&key).map(view::Region::from));
+    json_answer(region.ok_or_else(|| not_found("no region with this key is known"))?)
+}
+
+async fn members(Shared(state): Shared<Arc<State>>) -> Answer {
+    let member = view::Member::new(&state.member);
+    json_answer(view::Members {
+        header: view::Header { cluster_id: state.cluster_id() },
+        members: vec![member.clone()],
+        leader: member.clone(),
+        etcd_leader: member,
+    })
+}
+
+async fn health(Shared(state): Shared<Arc<State>>) -> Answer {
+    let member = &state.member;
+    json_answer([view::MemberHealth {
+        name: member.name.clone(),
+        member_id: member.id,
+        client_urls: member.client_urls.clone(),
+        health: state.writer.failure().is_none(),
+    }])
+}
+
+async fn ready(Shared(state): Shared<Arc<State>>) -> Answer {
+    match state.writer.failure() {
+        None => Ok(StatusCode::OK.into_response()),
+        Some(error) => Err(Failure(StatusCode::SERVICE_UNAVAILABLE, error.to_string())),
+    }
+}
+
+async fn version() -> Answer {
+    json_answer(json!({ "version": env!("CARGO_PKG_VERSION") }))
+}
+
+async fn status(Shared(state): Shared<Arc<State>>) -> Answer {
+    json_answer(json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "start_timestamp": state.clock.started_at_ms() / 1000,
+    }))
+}
+
+async fn cluster(Shared(state): Shared<Arc<State>>) -> Answer {
+    json_answer(state.read(|cluster, _| {
+        json!({
+            "id": cluster.id(),
+            "max_peer_count": cluster.config().max_replicas,
+            "is_bootstrapped": cluster.is_bootstrapped(),
+        })
+    }))
+}

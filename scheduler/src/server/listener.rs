@@ -1,0 +1,99 @@
+//! The port: accepts connections and serves gRPC and HTTP on each of them.
+//!
+//! Owns the connection tasks. A request is gRPC when its content type says so. The number of open connections is
+//! bounded: at the limit new ones wait in the kernel's queue. When the server stops, connections get a short
+//! time to finish what they are doing.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use http::{Request, header};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
+
+const CONNECTIONS_MAX: usize = 10_000;
+const FINISH_TIME: Duration = Duration::from_secs(1);
+/// How long to wait after a failed accept: it usually means that the process has no free file descriptor.
+const ACCEPT_RETRY: Duration = Duration::from_millis(50);
+
+/// Joins both faces into one service.
+pub fn join(grpc: Router, http: Router) -> Router {
+    Router::new().fallback_service(tower::service_fn(move |request: Request<Body>| {
+        let is_grpc = request
+            .headers()
+            .get(header::CONTENT_TYPE)
+            .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
+        let service = if is_grpc { grpc.clone() } else { http.clone() };
+        async move { Ok::<_, Infallible>(service.oneshot(request).await.unwrap_or_else(|never| match never {})) }
+    }))
+}
+
+/// Accepts until `stopping`, then lets connections finish.
+pub async fn serve(listener: TcpListener, service: Router, stopping: CancellationToken) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            () = stopping.cancelled() => break,
+            accepted = accept(&listener, &places) => accepted,
+            Some(_) = connections.join_next(), if !connections.is_empty() => continue,
+        };
+        match accepted {
+            Ok((stream, place)) => {
+                let (service, stopping) = (service.clone(), stopping.clone());
+                connections.spawn(async move {
+                    serve_connection(stream, service, stopping).await;
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(ACCEPT_RETRY).await;
+            }
+        }
+    }
+    drop(listener);
+    let finish = async { while connections.join_next().await.is_some() {} };
+    if tokio::time::timeout(FINISH_TIME, finish).await.is_err() {
+        connections.shutdown().await;
+    }
+}
+
+async fn accept(
+    listener: &TcpListener,
+    places: &Arc<Semaphore>,
+) -> std::io::Result<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+    let place = places.clone().acquire_owned().await.map_err(std::io::Error::other)?;
+    let (stream, _) = listener.accept().await?;
+    Ok((stream, place))
+}
+
+async fn serve_connection(stream: TcpStream, service: Router, stopping: CancellationToken) {
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "cannot set TCP_NODELAY");
+    }
+    let builder = auto::Builder::new(TokioExecutor::new());
+    let service = TowerToHyperService::new(service);
+    let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+    let mut connection = std::pin::pin!(connection);
+    let outcome = tokio::select! {
+        outcome = connection.as_mut() => outcome,
+        () = stopping.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = outcome {
+        // Mostly a client that went away.
+        tracing::debug!(%error, "connection ended");
+    }
+}

@@ -1,0 +1,88 @@
+//! Counters and gauges of one server, in a registry of its own: one process may hold several servers.
+
+use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
+
+use crate::cluster::Cluster;
+use crate::core::store::StoreState;
+use crate::schedule::operator_controller::OperatorEvent;
+
+/// See the module.
+pub struct Metrics {
+    registry: Registry,
+    /// Region heartbeats by result: ok, stale, refused.
+    pub region_heartbeats: IntCounterVec,
+    pub store_heartbeats: IntCounter,
+    /// Timestamps handed out.
+    pub timestamps: IntCounter,
+    /// Commands that had no way to their store.
+    pub commands_dropped: IntCounter,
+    operators: IntCounterVec,
+    operators_running: IntGauge,
+    regions: IntGauge,
+    regions_waiting: IntGauge,
+    stores: IntGaugeVec,
+}
+
+impl Metrics {
+    /// Registers everything in a new registry.
+    pub fn new() -> Result<Metrics, prometheus::Error> {
+        let registry = Registry::new_custom(Some("scheduler".into()), None)?;
+        macro_rules! add {
+            ($metric:expr) => {{
+                let metric = $metric?;
+                registry.register(Box::new(metric.clone()))?;
+                metric
+            }};
+        }
+        let vec = |name: &str, help: &str, labels: &[&str]| IntCounterVec::new(Opts::new(name, help), labels);
+        Ok(Metrics {
+            region_heartbeats: add!(vec(
+                "region_heartbeats_total",
+                "Region heartbeats by result",
+                &["result"]
+            )),
+            store_heartbeats: add!(IntCounter::new("store_heartbeats_total", "Store heartbeats")),
+            timestamps: add!(IntCounter::new("tso_timestamps_total", "Timestamps handed out")),
+            commands_dropped: add!(IntCounter::new(
+                "commands_dropped_total",
+                "Region commands without an open, free stream to their store"
+            )),
+            operators: add!(vec("operators_total", "Operators by name and event", &["name", "event"])),
+            operators_running: add!(IntGauge::new("operators_running", "Operators under way")),
+            regions: add!(IntGauge::new("regions", "Known regions")),
+            regions_waiting: add!(IntGauge::new(
+                "regions_waiting",
+                "Regions that need something that is not possible now"
+            )),
+            stores: add!(IntGaugeVec::new(Opts::new("stores", "Stores by state"), &["state"])),
+            registry,
+        })
+    }
+
+    /// Counts what happened to an operator.
+    pub fn observe(&self, event: &OperatorEvent) {
+        let (name, what) = match event {
+            OperatorEvent::Created { name, .. } => (name, "created"),
+            OperatorEvent::Finished { name, .. } => (name, "finished"),
+            OperatorEvent::Cancelled { name, .. } => (name, "cancelled"),
+        };
+        self.operators.with_label_values(&[*name, what]).inc();
+    }
+
+    /// Brings the gauges up to date.
+    pub fn refresh(&self, cluster: &Cluster, now_ms: u64) {
+        let (running, waiting) = cluster.backlog();
+        self.operators_running.set(running as i64);
+        self.regions_waiting.set(waiting as i64);
+        self.regions.set(cluster.basic().regions().len() as i64);
+        for state in StoreState::ALL {
+            let stores = cluster.basic().stores().filter(|store| cluster.store_state(store, now_ms) == state);
+            self.stores.with_label_values(&[state.name()]).set(stores.count() as i64);
+        }
+    }
+
+    /// Everything in Prometheus' text format.
+    pub fn render(&self) -> Result<String, prometheus::Error> {
+        TextEncoder::new().encode_to_string(&self.registry.gather())
+    }
+}

@@ -1,0 +1,121 @@
+//! Hands out timestamps: the oracle behind a lock, its durable bound, and the stream that clients use.
+//!
+//! Owns the oracle. A timestamp leaves only after the bound above it is durable. The bound is saved by one task
+//! at a time, which does not stop when the client that needed it goes away. A stream is answered in the order of
+//! its requests, and holds no request that has not been answered: back pressure is HTTP/2's.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::{Stream, StreamExt};
+use kvproto::pdpb::{ResponseHeader, Timestamp, TsoRequest, TsoResponse};
+use parking_lot::Mutex;
+use prometheus::IntCounter;
+use tonic::Status;
+
+use super::oracle::{Blocked, COUNT_MAX, Clocks, Oracle};
+use crate::kv::KvError;
+use crate::kv::records;
+use crate::server::meta_writer::MetaWriter;
+use crate::server::state::{number_txn, wall_ms};
+
+/// How often a used oracle is looked at, to save its bound ahead of time.
+pub const SAVE_INTERVAL: Duration = Duration::from_millis(500);
+
+struct Inner {
+    oracle: Mutex<Oracle>,
+    saving: tokio::sync::Mutex<()>,
+    writer: Arc<MetaWriter>,
+    started: Instant,
+}
+
+/// See the module.
+#[derive(Clone)]
+pub struct TsoService {
+    inner: Arc<Inner>,
+}
+
+impl TsoService {
+    /// A service that continues above the durable bound (0 in a new cluster).
+    pub fn new(saved_bound_ms: u64, writer: Arc<MetaWriter>) -> TsoService {
+        let oracle = Mutex::new(Oracle::new(saved_bound_ms));
+        let saving = tokio::sync::Mutex::new(());
+        TsoService { inner: Arc::new(Inner { oracle, saving, writer, started: Instant::now() }) }
+    }
+
+    /// Takes `count` (1 ..= `COUNT_MAX`) consecutive timestamps and returns the last one.
+    pub async fn allocate(&self, count: u32) -> Result<Timestamp, KvError> {
+        loop {
+            let monotonic_ms = self.inner.started.elapsed().as_millis() as u64;
+            let clocks = Clocks { wall_ms: wall_ms(), monotonic_ms };
+            let blocked = match self.inner.oracle.lock().allocate(clocks, count) {
+                Ok(timestamp) => return Ok(timestamp),
+                Err(blocked) => blocked,
+            };
+            match blocked {
+                Blocked::Save { bound_ms } => self.save(bound_ms).await?,
+                Blocked::Wait => tokio::time::sleep(Duration::from_millis(1)).await,
+            }
+        }
+    }
+
+    /// Saves the bound when it comes near and the oracle is in use.
+    pub async fn save_ahead(&self) -> Result<(), KvError> {
+        let due = self.inner.oracle.lock().save_ahead(wall_ms());
+        match due {
+            Some(bound_ms) => self.save(bound_ms).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn save(&self, bound_ms: u64) -> Result<(), KvError> {
+        let inner = self.inner.clone();
+        match tokio::spawn(async move { inner.save_now(bound_ms).await }).await {
+            Ok(outcome) => outcome,
+            Err(e) => Err(KvError::Storage(format!("saving the timestamp window: {e}"))),
+        }
+    }
+
+    /// Answers the requests of a stream, each with the largest timestamp of its batch; `served` counts them.
+    pub fn serve<S>(
+        &self,
+        requests: S,
+        header: ResponseHeader,
+        served: IntCounter,
+    ) -> impl Stream<Item = Result<TsoResponse, Status>> + Send + 'static
+    where
+        S: Stream<Item = Result<TsoRequest, Status>> + Send + 'static,
+    {
+        let service = self.clone();
+        requests.then(move |request| {
+            let (service, header, served) = (service.clone(), header.clone(), served.clone());
+            async move {
+                let request = request?;
+                let want = header.cluster_id;
+                crate::server::grpc_service::check_cluster(want, request.header.as_ref())?;
+                if !(1..=COUNT_MAX).contains(&request.count) {
+                    let text = format!("tso count {} is not in 1..={COUNT_MAX}", request.count);
+                    return Err(Status::invalid_argument(text));
+                }
+                let timestamp = service.allocate(request.count).await;
+                let timestamp = timestamp.map_err(|e| Status::unavailable(e.to_string()))?;
+                served.inc_by(u64::from(request.count));
+                Ok(TsoResponse { header: Some(header), count: request.count, timestamp: Some(timestamp) })
+            }
+        })
+    }
+}
+
+impl Inner {
+    async fn save_now(&self, bound_ms: u64) -> Result<(), KvError> {
+        let _one_at_a_time = self.saving.lock().await;
+        let old_ms = self.oracle.lock().bound_ms();
+        if old_ms >= bound_ms {
+            return Ok(());
+        }
+        let txn = number_txn(records::TSO_END, old_ms, bound_ms);
+        self.writer.reserve().await?.send(txn).wait().await?;
+        self.oracle.lock().saved(bound_ms);
+        Ok(())
+    }
+}
