@@ -21,13 +21,13 @@ pub enum Error {
         /// Largest length in bytes.
         limit: usize,
     },
-    /// The value is too long for one request.
-    #[error("value of {size} bytes is over the limit of {limit} bytes; split it over several keys")]
-    ValueTooLarge {
-        /// Length of the value in bytes.
-        size: usize,
-        /// Largest length in bytes.
-        limit: usize,
+    /// The cluster takes no write of this size.
+    #[error(
+        "write of {size} bytes is over the cluster's limit; use smaller values or split them over several keys"
+    )]
+    WriteTooLarge {
+        /// Size of the write in bytes, as the cluster counted it.
+        size: u64,
     },
     /// An argument that no cluster would accept.
     #[error("invalid argument: {0}")]
@@ -138,7 +138,7 @@ impl Error {
             | Error::Region { .. }
             | Error::RegionMissing { .. } => true,
             Error::KeyTooLarge { .. }
-            | Error::ValueTooLarge { .. }
+            | Error::WriteTooLarge { .. }
             | Error::InvalidArgument(_)
             | Error::ClusterMismatch(_)
             | Error::Scheduler { .. }

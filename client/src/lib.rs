@@ -1,13 +1,67 @@
-//! Kvasir's client: the SDK for applications, and the scheduler connection that stores use themselves.
+//! The Rust SDK of Kvasir, a distributed key-value store.
+//!
+//! # Quick start
+//!
+//! With a cluster running (`kvctl playground` starts one in a second), connect to its scheduler and go:
+//!
+//! ```no_run
+//! use futures::StreamExt;
+//! use kvclient::{RawClient, Result};
+//!
+//! #[tokio::main]
+//! async fn main() -> Result<()> {
+//!     let client = RawClient::connect(["127.0.0.1:2379"]).await?;
+//!
+//!     client.put("fruit/apple", "red").await?;
+//!     client.batch_put([("fruit/banana", "yellow"), ("fruit/plum", "blue")]).await?;
+//!     assert_eq!(client.get("fruit/apple").await?.as_deref(), Some(&b"red"[..]));
+//!
+//!     let mut fruits = client.scan(kvclient::prefix("fruit/")).stream();
+//!     while let Some(pair) = fruits.next().await {
+//!         let pair = pair?;
+//!         println!("{:?} is {:?}", pair.key, pair.value);
+//!     }
+//!     client.delete_range("fruit/".."fruit0").await
+//! }
+//! ```
+//!
+//! # What to know
+//!
+//! - [`RawClient`] has all operations on raw pairs. It is cheap to clone; share one per process, since requests that
+//!   are made at the same time travel together.
+//! - Every call ends by [`Config::timeout`] and tries again until then when a region moves or a store fails. A typed
+//!   [`Error`] says what to do; [`Error::is_retryable`] whether the same call may succeed later.
+//! - A write that may or may not have happened fails with [`Error::Undetermined`]: read before you write again.
+//! - The client speaks the API that the cluster was bootstrapped with. With API V2, keys live in a keyspace
+//!   ([`Config::keyspace`], `DEFAULT` by default) and other keyspaces do not see them.
+//! - [`SchedulerClient`] tells about the cluster: its members, stores and regions.
 
-pub mod backoff;
+mod backoff;
 mod channel;
+mod config;
 mod error;
+mod lane;
 mod leader_search;
+mod raw;
+mod region_cache;
 mod region_heartbeats;
+mod request;
 mod scheduler_client;
+mod store_pool;
 mod tso_batcher;
 
+pub use bytes::Bytes;
+pub use config::{Api, Config};
 pub use error::{Error, Result};
+pub use raw::{Cas, Checksum, IntoKeyRange, RawClient, Scan, ScanStream, Ttl, prefix};
 pub use region_heartbeats::{RegionHeartbeatSender, RegionHeartbeats};
 pub use scheduler_client::{ClusterConfig, RegionInfo, SchedulerClient, SchedulerOptions};
+
+/// A key and its value.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct KvPair {
+    /// The key, without any keyspace prefix.
+    pub key: Bytes,
+    /// The value; empty in scans of keys only.
+    pub value: Bytes,
+}

@@ -1,0 +1,428 @@
+//! Sending requests to the regions they belong to, and again after failures, until they succeed or their deadline
+//! passes.
+//!
+//! Owns the region cache and the store pool. What to do after a failure is decided by [`retry`]; this file
+//! carries it out. Concurrent look-ups of one unknown key ask the scheduler once.
+
+use std::collections::VecDeque;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use kvproto::key::BoundaryForm;
+use kvproto::kvrpcpb::{ApiVersion, Context};
+use kvproto::redact;
+use parking_lot::RwLock;
+use tokio::sync::Mutex;
+
+use super::command::{SendError, StoreReply, StoreRequest};
+use super::retry::{self, Access, Failure, Next};
+use super::shard::Work;
+use crate::backoff::{Backoff, Jitter};
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::region_cache::{Region, RegionCache};
+use crate::scheduler_client::{RegionInfo, SchedulerClient};
+use crate::store_pool::{Store, StorePool};
+
+/// Regions that are remembered; about 64 MiB at worst.
+const CACHED_REGIONS: usize = 200_000;
+/// Look-ups of different keys that may run at once.
+const LOOKUPS: usize = 16;
+/// Waits while the scheduler knows no region for a key: at start, or in the middle of a split.
+const MISSING: Backoff = Backoff::from_millis(10, 200);
+
+/// Which region a request goes to.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum At<'a> {
+    /// The one that holds this key.
+    Key(&'a [u8]),
+    /// The one that holds the keys right before this one; the last region for an empty key.
+    Before(&'a [u8]),
+}
+
+impl<'a> At<'a> {
+    fn key(self) -> &'a [u8] {
+        match self {
+            At::Key(key) | At::Before(key) => key,
+        }
+    }
+}
+
+/// One call of the user: what it does, how long it may take, and what it met so far.
+#[derive(Debug)]
+pub(crate) struct Call {
+    access: Access,
+    started: Instant,
+    timeout: Duration,
+    /// Longest wait for one answer.
+    patience: Duration,
+    attempt: u32,
+    /// An attempt may have been executed though it failed.
+    unknown: bool,
+    last: Option<Error>,
+    jitter: Option<Jitter>,
+}
+
+impl Call {
+    fn deadline(&self) -> Instant {
+        self.started + self.timeout
+    }
+
+    fn left(&self) -> Duration {
+        self.timeout.saturating_sub(self.started.elapsed())
+    }
+
+    fn draw(&mut self) -> u32 {
+        self.jitter.get_or_insert_with(Jitter::from_process).draw()
+    }
+
+    /// The call ends without success.
+    fn give_up(&mut self) -> Error {
+        let last = self.last.take().map(Box::new);
+        let timeout = Error::Timeout { after: self.started.elapsed(), last };
+        self.final_error(timeout)
+    }
+
+    fn final_error(&self, error: Error) -> Error {
+        match self.unknown {
+            true => Error::Undetermined { cause: Box::new(error) },
+            false => error,
+        }
+    }
+
+    /// A call for a part of the same work, with the same deadline.
+    fn part(&self) -> Call {
+        Call { attempt: 0, unknown: false, last: None, jitter: None, ..*self }
+    }
+}
+
+/// Sends requests to regions.
+pub(crate) struct Executor {
+    scheduler: SchedulerClient,
+    pool: StorePool,
+    cache: RwLock<RegionCache>,
+    lookups: [Mutex<()>; LOOKUPS],
+    hasher: RandomState,
+    form: BoundaryForm,
+    api: ApiVersion,
+    config: Config,
+}
+
+/// What became of a piece of work.
+enum Outcome<P, R> {
+    Done(P, R),
+    Again(P, Call),
+}
+
+impl Executor {
+    pub(crate) fn new(
+        scheduler: SchedulerClient,
+        form: BoundaryForm,
+        api: ApiVersion,
+        config: Config,
+    ) -> Executor {
+        Executor {
+            pool: StorePool::new(scheduler.clone(), config.connect_timeout, config.max_in_flight),
+            scheduler,
+            cache: RwLock::new(RegionCache::new(form, CACHED_REGIONS)),
+            lookups: std::array::from_fn(|_| Mutex::new(())),
+            hasher: RandomState::new(),
+            form,
+            api,
+            config,
+        }
+    }
+
+    pub(crate) fn scheduler(&self) -> &SchedulerClient {
+        &self.scheduler
+    }
+
+    pub(crate) fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// A call that starts now.
+    pub(crate) fn call(&self, access: Access) -> Call {
+        let (timeout, patience) = (self.config.timeout, self.config.attempt_timeout);
+        let started = Instant::now();
+        Call { access, started, timeout, patience, attempt: 0, unknown: false, last: None, jitter: None }
+    }
+
+    /// A call whose requests may each take until the deadline.
+    pub(crate) fn patient_call(&self, access: Access) -> Call {
+        Call { patience: self.config.timeout, ..self.call(access) }
+    }
+
+    /// Sends the request that `build` makes for the region at `at`, and again until it succeeds.
+    pub(crate) async fn run<Q: StoreRequest>(
+        &self,
+        mut call: Call,
+        at: At<'_>,
+        build: impl Fn(&Region) -> Q + Send,
+    ) -> Result<(Arc<Region>, Q::Reply)> {
+        loop {
+            let region = match self.cached(at) {
+                Some(region) => region,
+                None => Box::pin(self.locate(at, &mut call)).await?,
+            };
+            match self.attempt(&mut call, &region, build(&region)).await? {
+                Some(reply) => return Ok((region, reply)),
+                None => continue,
+            }
+        }
+    }
+
+    /// Cuts `work` by region and sends the pieces, several at a time. Ends at the first error; other pieces
+    /// may have been executed then.
+    pub(crate) async fn run_all<W: Work, Q: StoreRequest>(
+        &self,
+        call: Call,
+        work: W,
+        build: impl Fn(&W::Piece) -> Q + Send + Sync,
+        mut on_reply: impl FnMut(&W::Piece, Q::Reply) + Send,
+    ) -> Result<()> {
+        let mut running = FuturesUnordered::new();
+        let mut waiting = VecDeque::from([(work, call.part())]);
+        loop {
+            while running.len() < self.config.concurrency.max(1) {
+                let Some((mut work, mut part)) = waiting.pop_front() else { break };
+                let Some(key) = work.first().cloned() else { continue };
+                let region = match self.cached(At::Key(&key)) {
+                    Some(region) => region,
+                    None => self.locate(At::Key(&key), &mut part).await?,
+                };
+                let piece = work.cut(&region);
+                if work.first().is_some() {
+                    waiting.push_front((work, call.part()));
+                }
+                running.push(self.run_piece(part, region, piece, &build));
+            }
+            match running.next().await {
+                None => return Ok(()),
+                Some(Ok(Outcome::Done(piece, reply))) => on_reply(&piece, reply),
+                Some(Ok(Outcome::Again(piece, part))) => waiting.push_back((W::again(piece), part)),
+                Some(Err(error)) => return Err(error),
+            }
+        }
+    }
+
+    async fn run_piece<P: Send, Q: StoreRequest>(
+        &self,
+        mut call: Call,
+        region: Arc<Region>,
+        piece: P,
+        build: &(impl Fn(&P) -> Q + Sync),
+    ) -> Result<Outcome<P, Q::Reply>> {
+        let request = build(&piece);
+        Ok(match self.attempt(&mut call, &region, request).await? {
+            Some(reply) => Outcome::Done(piece, reply),
+            None => Outcome::Again(piece, call),
+        })
+    }
+
+    fn cached(&self, at: At<'_>) -> Option<Arc<Region>> {
+        let cache = self.cache.read();
+        match at {
+            At::Key(key) => cache.lookup(key),
+            At::Before(key) => cache.lookup_before(key),
+        }
+    }
+
+    /// One attempt. `None` when it failed and the next one may follow at once: the pause has been made.
+    async fn attempt<Q: StoreRequest>(
+        &self,
+        call: &mut Call,
+        region: &Arc<Region>,
+        mut request: Q,
+    ) -> Result<Option<Q::Reply>> {
+        let Some(peer) = region.target() else {
+            return Err(Error::Protocol(format!("region {} has no replica", region.id)));
+        };
+        let store = match self.pool.known(peer.store_id) {
+            Some(store) => store,
+            None => match Box::pin(self.pool.get(peer.store_id, call.deadline())).await {
+                Ok(store) => store,
+                Err(error) => return Box::pin(self.no_store(call, region, error)).await.map(|()| None),
+            },
+        };
+        request.set_context(Context {
+            region_id: region.id,
+            region_epoch: Some(region.epoch),
+            peer: Some(peer),
+            api_version: self.api.into(),
+            ..Context::default()
+        });
+        let now = Instant::now();
+        let deadline = call.deadline().min(now + call.patience);
+        let error = match request.send(&store, deadline).await {
+            Ok(mut reply) => match (reply.region_error(), reply.server_error()) {
+                (None, None) => return Ok(Some(reply)),
+                (Some(error), _) => {
+                    let failure = Failure::Region(&error);
+                    let cause = Error::Region { region_id: region.id, message: describe(&error) };
+                    return Box::pin(self.settle(call, region, Some(&store), failure, cause))
+                        .await
+                        .map(|()| None);
+                }
+                (None, Some(message)) => return Err(Error::Server(message)),
+            },
+            Err(error) => error,
+        };
+        Box::pin(self.send_failed(call, region, &store, error)).await.map(|()| None)
+    }
+
+    async fn send_failed(
+        &self,
+        call: &mut Call,
+        region: &Arc<Region>,
+        store: &Arc<Store>,
+        error: SendError,
+    ) -> Result<()> {
+        let unavailable = |cause: String| Error::StoreUnavailable {
+            store_id: store.id,
+            address: store.address.clone(),
+            cause,
+        };
+        let (failure, cause) = match error {
+            SendError::Refused(message) => return Err(Error::Server(message)),
+            SendError::Mismatch => {
+                return Err(Error::Protocol("the answer does not fit the question".to_string()));
+            }
+            SendError::NotSent(cause) => (Failure::NotSent, unavailable(cause)),
+            SendError::Broken(cause) => (Failure::Broken, unavailable(cause)),
+            SendError::Silent { sent: true } => {
+                (Failure::Silent, unavailable("no answer in time".to_string()))
+            }
+            SendError::Silent { sent: false } => {
+                // Too many requests wait for this store; another replica does not lead.
+                call.last = Some(unavailable("too many requests wait for it".to_string()));
+                return if call.left().is_zero() { Err(call.give_up()) } else { Ok(()) };
+            }
+        };
+        self.settle(call, region, Some(store), failure, cause).await
+    }
+
+    /// The scheduler does not know the store of the replica: it left, and the region has changed.
+    async fn no_store(&self, call: &mut Call, region: &Arc<Region>, error: Error) -> Result<()> {
+        match error {
+            Error::StoreNotFound(_) => self.settle(call, region, None, Failure::NotSent, error).await,
+            error if error.is_retryable() => {
+                call.last = Some(error);
+                Err(call.give_up())
+            }
+            error => Err(call.final_error(error)),
+        }
+    }
+
+    /// Learns from a failure and makes the pause before the next attempt, or ends the call.
+    async fn settle(
+        &self,
+        call: &mut Call,
+        region: &Arc<Region>,
+        store: Option<&Arc<Store>>,
+        failure: Failure<'_>,
+        cause: Error,
+    ) -> Result<()> {
+        let attempt = retry::Attempt {
+            access: call.access,
+            number: call.attempt,
+            epoch: region.epoch,
+            left: call.left(),
+            jitter: call.draw(),
+        };
+        let decision = retry::decide(failure, &attempt);
+        tracing::debug!(region = region.id, attempt = call.attempt, %cause, next = ?decision.next, "attempt failed");
+        self.cache.write().update(region, decision.update)?;
+        if let (true, Some(store)) = (decision.reconnect, store) {
+            self.pool.forget(store);
+        }
+        call.attempt += 1;
+        call.unknown |= decision.unknown;
+        match decision.next {
+            Next::Now => call.last = Some(cause),
+            Next::After(pause) => {
+                call.last = Some(cause);
+                tokio::time::sleep(pause).await;
+            }
+            Next::Undetermined => return Err(Error::Undetermined { cause: Box::new(cause) }),
+            Next::Refused(size) => return Err(Error::WriteTooLarge { size }),
+            Next::Deadline => {
+                call.last = Some(cause);
+                return Err(call.give_up());
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks the scheduler for a region that is not in the cache.
+    async fn locate(&self, at: At<'_>, call: &mut Call) -> Result<Arc<Region>> {
+        let lookup = self.hasher.hash_one(at.key()) as usize % LOOKUPS;
+        for attempt in 0.. {
+            {
+                let _one_at_a_time = self.lookups[lookup].lock().await;
+                if let Some(region) = self.cached(at) {
+                    return Ok(region);
+                }
+                let found = match at {
+                    At::Key(key) => self.region_of(key, call.left()).await,
+                    At::Before(key) => self.region_before(key, call.left()).await,
+                };
+                match found {
+                    Ok(Some(info)) => {
+                        let region = Region::new(info.region, info.leader.as_ref(), None, self.form)?;
+                        return Ok(self.cache.write().insert(region));
+                    }
+                    Ok(None) => {
+                        let key = redact::Key(at.key()).to_string();
+                        call.last = Some(Error::RegionMissing { key });
+                    }
+                    Err(error) if error.is_retryable() => call.last = Some(error),
+                    Err(error) => return Err(call.final_error(error)),
+                }
+            }
+            let pause = MISSING.delay(attempt, call.draw());
+            if pause >= call.left() {
+                break;
+            }
+            tokio::time::sleep(pause).await;
+        }
+        Err(call.give_up())
+    }
+
+    async fn region_of(&self, key: &[u8], left: Duration) -> Result<Option<RegionInfo>> {
+        let boundary = self.form.boundary(Bytes::copy_from_slice(key));
+        self.scheduler.with_timeout(left).get_region(boundary).await
+    }
+
+    async fn region_before(&self, key: &[u8], left: Duration) -> Result<Option<RegionInfo>> {
+        let scheduler = self.scheduler.with_timeout(left);
+        if key.is_empty() {
+            // The region of a key that sorts after all but the strangest, and from there to the end.
+            let mut at = Bytes::from_static(&[0xff; 32]);
+            loop {
+                let found = scheduler.get_region(at).await?;
+                match found {
+                    Some(info) if !info.region.end_key.is_empty() => at = info.region.end_key,
+                    found => return Ok(found),
+                }
+            }
+        }
+        let boundary = self.form.boundary(Bytes::copy_from_slice(key));
+        match scheduler.get_region(boundary.clone()).await? {
+            Some(info) if info.region.start_key < boundary => Ok(Some(info)),
+            _ => scheduler.get_prev_region(boundary).await,
+        }
+    }
+}
+
+/// The store's words about a region error, or the error's name when it has none.
+fn describe(error: &kvproto::errorpb::Error) -> String {
+    match error.message.is_empty() {
+        false => error.message.clone(),
+        true => format!("{error:?}"),
+    }
+}
