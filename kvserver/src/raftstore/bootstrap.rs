@@ -1,0 +1,103 @@
+//! The first region of a cluster, and what a store finds of its regions at start.
+//!
+//! Pure but for reads through the engine and log traits. Invariant: the first region's records are written in one
+//! batch before the store takes part in anything.
+
+use std::sync::Arc;
+
+use kvproto::key::BoundaryForm;
+use kvproto::metapb::{Peer, PeerRole, Region, RegionEpoch};
+
+use super::meta::keys;
+use super::meta::region_view::RegionMeta;
+use super::meta::values::{self, ApplyState, PeerState, RegionState, StoreIdent};
+use super::peer_storage::{INITIAL_INDEX, INITIAL_TERM};
+use super::util::region;
+use crate::engine::log_store::{HardState, LogWrite, RegionLogWrite};
+use crate::engine::{Cf, Engine, EngineError, IterOptions, Result, WriteBatch};
+
+/// The region that covers all keys, with one peer on `store_id`.
+pub fn first_region(region_id: u64, peer_id: u64, store_id: u64) -> Region {
+    Region {
+        id: region_id,
+        region_epoch: Some(RegionEpoch { conf_ver: 1, version: 1 }),
+        peers: vec![Peer { id: peer_id, store_id, role: PeerRole::Voter as i32, ..Default::default() }],
+        ..Default::default()
+    }
+}
+
+/// The writes that create a region out of nothing: records for the engine, a hard state for the log. Every first
+/// peer of the region must be created with the same call.
+pub fn region_records(region: &Region, peer: &Peer) -> (WriteBatch, LogWrite) {
+    let apply = ApplyState {
+        applied_index: INITIAL_INDEX,
+        applied_term: INITIAL_TERM,
+        truncated_index: INITIAL_INDEX,
+        truncated_term: INITIAL_TERM,
+    };
+    let mut batch = WriteBatch::new();
+    let state = RegionState::new(PeerState::Normal, region, peer);
+    batch.put(Cf::Meta, keys::region_state(region.id), values::encode(&state));
+    batch.put(Cf::Meta, keys::apply_state(region.id), values::encode(&apply));
+    let hard_state = Some(HardState { term: INITIAL_TERM, vote: 0, commit: INITIAL_INDEX });
+    let log = RegionLogWrite { region_id: region.id, hard_state, ..Default::default() };
+    (batch, LogWrite { regions: vec![log] })
+}
+
+/// A region record found on disk.
+#[derive(Clone, Debug)]
+pub struct Found {
+    pub meta: Arc<RegionMeta>,
+    pub peer: Peer,
+    pub state: RegionState,
+    pub apply: ApplyState,
+}
+
+/// The store's identity, if it has one.
+pub fn load_ident(engine: &dyn Engine) -> Result<Option<StoreIdent>> {
+    values::load(engine, keys::STORE_IDENT, "store identity")
+}
+
+/// The change that gives the store its identity.
+pub fn ident_record(ident: &StoreIdent) -> WriteBatch {
+    let mut batch = WriteBatch::new();
+    batch.put(Cf::Meta, keys::STORE_IDENT, values::encode(ident));
+    batch
+}
+
+/// Every region record on disk, tombstones included, by region id.
+pub fn load_regions(engine: &dyn Engine, form: BoundaryForm) -> Result<Vec<Found>> {
+    let options = IterOptions {
+        lower: keys::REGIONS_START.into(),
+        upper: keys::REGIONS_END.into(),
+        ..Default::default()
+    };
+    let snapshot = engine.snapshot();
+    let mut iter = snapshot.iter(Cf::Meta, options)?;
+    let mut found = Vec::new();
+    iter.seek_to_first();
+    while iter.valid() {
+        if let Some(region_id) = keys::region_of_state(iter.key()) {
+            let state: RegionState = values::decode(iter.value(), &format!("state of region {region_id}"))?;
+            found.push(load_region(engine, form, region_id, state)?);
+        }
+        iter.next();
+    }
+    iter.status()?;
+    Ok(found)
+}
+
+fn load_region(engine: &dyn Engine, form: BoundaryForm, region_id: u64, state: RegionState) -> Result<Found> {
+    let lacks = |what: &str| EngineError::Corrupt(format!("the record of region {region_id} lacks its {what}"));
+    let region = state.region.clone().ok_or_else(|| lacks("region"))?;
+    let peer = state.peer.ok_or_else(|| lacks("peer"))?;
+    let meta = region::meta(region, form)
+        .map_err(|e| EngineError::Corrupt(format!("a boundary of region {region_id} is damaged: {e}")))?;
+    let apply = values::load(engine, &keys::apply_state(region_id), &format!("apply state of region {region_id}"))?;
+    let apply = match (apply, state.state()) {
+        (Some(apply), _) => apply,
+        (None, PeerState::Tombstone) => ApplyState::default(),
+        (None, PeerState::Normal | PeerState::Applying) => return Err(lacks("apply state")),
+    };
+    Ok(Found { meta: Arc::new(meta), peer, state, apply })
+}
