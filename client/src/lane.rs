@@ -6,7 +6,7 @@
 //!
 //! Owns the inbox, the slots and the task that reads replies, opens the stream when there is work and opens a new
 //! one after it broke. Invariants: a request is in the inbox, in a slot, or answered, never two of these; each
-//! holds one permit while in the inbox or in a slot; a slot's generation changes when it is freed, so that a late reply
+//! holds one permit while in the inbox or in a slot; who needs both locks takes the inbox first; a slot's generation changes when it is freed, so that a late reply
 //! finds nobody. Deadlines are checked every [`SWEEP`], so no request needs a timer of its own.
 
 use std::collections::VecDeque;
@@ -319,35 +319,31 @@ struct Frames {
 impl futures::Stream for Frames {
     type Item = BatchCommandsRequest;
 
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<BatchCommandsRequest>> {
-        let frame = {
-            let mut inbox = self.shared.inbox.lock();
-            if inbox.stream != self.stream {
-                return Poll::Ready(None);
-            }
-            let queued = inbox.frames.front().map_or(0, |frame| frame.requests.len());
-            if queued == 0 {
-                inbox.frames.clear();
-                inbox.waker = Some(cx.waker().clone());
-                drop(inbox);
-                self.yielded = false;
-                return Poll::Pending;
-            }
-            if queued < FRAME_REQUESTS && !self.yielded {
-                // A frame of replies wakes many callers, and the first to run wakes this stream. Going to the back
-                // of the run queue once lets the others add their next requests to the frame.
-                drop(inbox);
-                self.yielded = true;
-                cx.waker().wake_by_ref();
-                return Poll::Pending;
-            }
-            inbox.frames.pop_front().unwrap_or_default()
-        };
-        self.yielded = false;
-        let request_ids = {
-            let mut slots = self.shared.slots.lock();
-            frame.waiters.into_iter().map(|waiter| slots.put(waiter)).collect()
-        };
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<BatchCommandsRequest>> {
+        let Frames { shared, stream, yielded } = self.get_mut();
+        let mut inbox = shared.inbox.lock();
+        if inbox.stream != *stream {
+            return Poll::Ready(None);
+        }
+        let queued = inbox.frames.front().map_or(0, |frame| frame.requests.len());
+        if queued == 0 {
+            inbox.frames.clear();
+            inbox.waker = Some(cx.waker().clone());
+            *yielded = false;
+            return Poll::Pending;
+        }
+        if queued < FRAME_REQUESTS && !*yielded {
+            // A frame of replies wakes many callers, and the first to run wakes this stream. Going to the back of
+            // the run queue once lets the others add their next requests to the frame.
+            *yielded = true;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        *yielded = false;
+        let frame = inbox.frames.pop_front().unwrap_or_default();
+        // The inbox stays locked meanwhile: a request is always in one of the two places.
+        let mut slots = shared.slots.lock();
+        let request_ids = frame.waiters.into_iter().map(|waiter| slots.put(waiter)).collect();
         Poll::Ready(Some(BatchCommandsRequest {
             requests: frame.requests,
             request_ids,

@@ -130,12 +130,12 @@ impl RegionCache {
         (region.end.is_empty() || region.end >= end).then(|| region.clone())
     }
 
-    /// Takes over what the scheduler said and returns the view to use for the request that asked. News that are
-    /// older than what is known are not kept.
+    /// Takes over a region and returns the view to use for the request that asked. What is known already stays
+    /// unless this is newer; so does a leader that was learned.
     pub fn insert(&mut self, region: Region) -> Arc<Region> {
         let known = self.starts.get(&region.id).and_then(|start| self.by_start.get(start));
         if let Some(known) = known
-            && region.is_older_than(known)
+            && !known.is_older_than(&region)
         {
             return known.clone();
         }

@@ -63,6 +63,9 @@ impl From<LaneError> for SendError {
 impl From<tonic::Status> for SendError {
     fn from(status: tonic::Status) -> SendError {
         let text = describe(&status);
+        if never_connected(&status) {
+            return SendError::NotSent(text);
+        }
         match status.code() {
             Code::Unimplemented | Code::InvalidArgument | Code::PermissionDenied | Code::Unauthenticated => {
                 SendError::Refused(text)
@@ -72,6 +75,12 @@ impl From<tonic::Status> for SendError {
             _ => SendError::Broken(text),
         }
     }
+}
+
+/// True when there was no connection to send anything on.
+fn never_connected(status: &tonic::Status) -> bool {
+    let first = std::error::Error::source(status);
+    std::iter::successors(first, |cause| cause.source()).any(|cause| cause.is::<tonic::ConnectError>())
 }
 
 macro_rules! reply {
