@@ -88,12 +88,14 @@ pub fn load_regions(engine: &dyn Engine, form: BoundaryForm) -> Result<Vec<Found
 }
 
 fn load_region(engine: &dyn Engine, form: BoundaryForm, region_id: u64, state: RegionState) -> Result<Found> {
-    let lacks = |what: &str| EngineError::Corrupt(format!("the record of region {region_id} lacks its {what}"));
+    let lacks =
+        |what: &str| EngineError::Corrupt(format!("the record of region {region_id} lacks its {what}"));
     let region = state.region.clone().ok_or_else(|| lacks("region"))?;
     let peer = state.peer.ok_or_else(|| lacks("peer"))?;
     let meta = region::meta(region, form)
         .map_err(|e| EngineError::Corrupt(format!("a boundary of region {region_id} is damaged: {e}")))?;
-    let apply = values::load(engine, &keys::apply_state(region_id), &format!("apply state of region {region_id}"))?;
+    let apply =
+        values::load(engine, &keys::apply_state(region_id), &format!("apply state of region {region_id}"))?;
     let apply = match (apply, state.state()) {
         (Some(apply), _) => apply,
         (None, PeerState::Tombstone) => ApplyState::default(),

@@ -84,7 +84,9 @@ impl RaftConfig {
             return Err("raft-election-timeout-ticks must be at least 5".into());
         }
         if self.entry_max_bytes == 0 || self.message_max_bytes == 0 || self.inflight_messages_max == 0 {
-            return Err("raft-entry-max-size, raft-max-size-per-msg and raft-max-inflight-msgs must not be 0".into());
+            return Err(
+                "raft-entry-max-size, raft-max-size-per-msg and raft-max-inflight-msgs must not be 0".into(),
+            );
         }
         if self.log_gc_ticks == 0 || self.log_gc_threshold == 0 {
             return Err("raft-log-gc-tick-interval and raft-log-gc-threshold must not be 0".into());

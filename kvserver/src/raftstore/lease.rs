@@ -13,7 +13,6 @@ use crate::clock::Now;
 #[derive(Debug)]
 pub struct Lease {
     length_ns: u64,
-    term: u64,
     suspended: bool,
     until: Now,
     /// Last index of a group of proposals and the time before it was sent; ascending.
@@ -29,12 +28,12 @@ pub fn length_ns(tick_ms: u64, election_ticks: u64) -> u64 {
 impl Lease {
     /// No lease yet; each one will last `length_ns` nanoseconds.
     pub fn new(length_ns: u64) -> Lease {
-        Lease { length_ns, term: 0, suspended: false, until: Now(0), sent: VecDeque::new() }
+        Lease { length_ns, suspended: false, until: Now(0), sent: VecDeque::new() }
     }
 
     /// A term of leadership begins, or ends: whatever was held is void.
-    pub fn reset(&mut self, term: u64) {
-        *self = Lease { term, ..Lease::new(self.length_ns) };
+    pub fn reset(&mut self) {
+        *self = Lease::new(self.length_ns);
     }
 
     /// Gives the lease up for the rest of the term: leadership was offered to another peer.
@@ -85,7 +84,7 @@ mod tests {
     #[test]
     fn a_commit_renews_from_the_time_before_the_newest_committed_group_was_sent() {
         let mut lease = Lease::new(100);
-        lease.reset(2);
+        lease.reset();
         lease.on_sent(6, Now(10));
         lease.on_sent(8, Now(20));
         lease.on_sent(9, Now(30));
@@ -102,7 +101,7 @@ mod tests {
         lease.on_sent(6, Now(10));
         lease.suspend();
         assert_eq!((lease.on_commit(6), lease.renew(Now(50)), lease.until()), (None, None, Now(0)));
-        lease.reset(3);
+        lease.reset();
         assert_eq!(lease.renew(Now(50)), Some(Now(150)));
     }
 

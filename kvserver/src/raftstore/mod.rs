@@ -11,10 +11,13 @@
 //! lease at any instant), INV-DROP (messages may be lost, completions never).
 
 pub mod apply;
+pub mod apply_worker;
 pub mod bootstrap;
 pub mod config;
 mod entry_cache;
+pub mod inbox;
 pub mod lease;
+pub mod log_writer;
 pub mod message;
 pub mod meta;
 pub mod op;
@@ -22,10 +25,12 @@ pub mod peer;
 mod peer_msg_handler;
 pub mod peer_storage;
 mod proposal;
+pub mod raft_worker;
 #[expect(clippy::module_inception, reason = "the store's core carries the subsystem's name")]
 pub mod raftstore;
 mod read_queue;
 mod ready;
+pub mod router;
 pub mod snap;
 mod store_worker;
 pub mod ticker;

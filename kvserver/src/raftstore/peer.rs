@@ -14,8 +14,8 @@ use raft::{RawNode, StateRole};
 
 use super::config::RaftConfig;
 use super::lease::{self, Lease};
-use super::message::{Output, PeerMessage};
 use super::message::peer_message::Payload;
+use super::message::{Output, PeerMessage};
 use super::meta::region_map::RegionMap;
 use super::meta::region_view::{RegionMeta, RegionView, ViewCell, ViewRegistry};
 use super::meta::values::{ApplyState, RegionStatus};
@@ -305,7 +305,8 @@ impl Peer {
     /// What the peer looks like inside.
     pub fn status(&self) -> RegionStatus {
         let region = &self.rn.store().region.region;
-        let (learners, voters): (Vec<&metapb::Peer>, Vec<&metapb::Peer>) = region.peers.iter().partition(|p| is_learner(p));
+        let (learners, voters): (Vec<&metapb::Peer>, Vec<&metapb::Peer>) =
+            region.peers.iter().partition(|p| is_learner(p));
         let hs = self.rn.raft.hard_state();
         let e = epoch(region);
         RegionStatus {

@@ -59,9 +59,13 @@ impl Peer {
         let too_far = match m.msg_type {
             // The library would panic: this peer lost entries that it once acknowledged.
             MessageType::MsgHeartbeat => m.term >= self.term() && m.commit > log.last_index(),
-            MessageType::MsgAppend => m.term >= self.term() && m.index < log.committed && m.entries.iter().any(|e| {
-                e.index <= log.committed && log.term(e.index).is_ok_and(|t| t != e.term)
-            }),
+            MessageType::MsgAppend => {
+                m.term >= self.term()
+                    && m.index < log.committed
+                    && m.entries
+                        .iter()
+                        .any(|e| e.index <= log.committed && log.term(e.index).is_ok_and(|t| t != e.term))
+            }
             _ => false,
         };
         if too_far {
@@ -81,7 +85,13 @@ impl Peer {
         }
     }
 
-    fn answer_stale_check(&self, from: metapb::Peer, theirs: &metapb::RegionEpoch, member: bool, out: &mut Output) {
+    fn answer_stale_check(
+        &self,
+        from: metapb::Peer,
+        theirs: &metapb::RegionEpoch,
+        member: bool,
+        out: &mut Output,
+    ) {
         let mine = epoch(&self.meta().region);
         if !member && is_older(theirs, &mine) {
             out.early.push(self.message(from, Payload::Tombstone));
@@ -151,7 +161,9 @@ impl Peer {
                     self.propose_conf_change(kind, &peer).err().map(|e| e.to_string())
                 }
             }
-            RegionCommand::TransferLeader { peer } => self.transfer_leader(&peer).err().map(|e| e.to_string()),
+            RegionCommand::TransferLeader { peer } => {
+                self.transfer_leader(&peer).err().map(|e| e.to_string())
+            }
         };
         if let Some(reason) = refused {
             tracing::info!(region = self.region_id, reason, "order of the scheduler not carried out");
@@ -213,7 +225,8 @@ impl Peer {
         let past = r.election_elapsed as u64;
         let from = ctx.config.election_ticks as u64 + self.rank();
         let voter = self.member(self.peer.id).is_some_and(|p| !is_learner(&p));
-        if lost && voter && r.state == StateRole::Follower && past >= from && (past - from).is_multiple_of(2) {
+        if lost && voter && r.state == StateRole::Follower && past >= from && (past - from).is_multiple_of(2)
+        {
             // Refused only while a membership change waits to be applied; the timeout remains.
             if let Err(error) = self.rn.campaign() {
                 tracing::debug!(region = self.region_id, %error, "did not campaign");

@@ -65,7 +65,10 @@ impl PeerStorage {
             last = (logged.last_index, term.ok_or_else(|| corrupt(id, "its last entry is missing"))?);
             // Entries at or below the truncated index may linger; a hole above it may not.
             if logged.first_index > truncated.0 + 1 {
-                return Err(corrupt(id, "entries between the truncated index and the first stored one are missing"));
+                return Err(corrupt(
+                    id,
+                    "entries between the truncated index and the first stored one are missing",
+                ));
             }
         }
         if apply.applied_index > last.0 {
@@ -302,7 +305,7 @@ mod tests {
 
     use super::*;
     use crate::engine::log_store::LogWrite;
-    use crate::engine::mem::MemLogStore;
+    use crate::engine::log_store::MemLogStore;
 
     fn entry(index: u64, term: u64) -> Entry {
         Entry { index, term, data: vec![index as u8; 10].into(), ..Default::default() }

@@ -78,11 +78,17 @@ impl Shard {
     fn load_peer(&mut self, found: Found, out: &mut Output) -> Result<(), EngineError> {
         let region_id = found.meta.region.id;
         self.ctx.map.take(&found.meta, Holder::Live).map_err(|overlap| {
-            EngineError::Corrupt(format!("region {region_id} overlaps another region of this store: {overlap}"))
+            EngineError::Corrupt(format!(
+                "region {region_id} overlaps another region of this store: {overlap}"
+            ))
         })?;
         let logged = self.ctx.log.load(region_id)?;
         let mut peer = Peer::load(found.meta.clone(), found.peer, logged, &found.apply, &self.ctx)?;
-        out.apply.push(ApplyTask::Register { region: found.meta.clone(), peer: found.peer, state: found.apply });
+        out.apply.push(ApplyTask::Register {
+            region: found.meta.clone(),
+            peer: found.peer,
+            state: found.apply,
+        });
         let voters = found.meta.region.peers.len();
         if voters == 1 && found.meta.region.peers[0].id == found.peer.id {
             // Nobody else could hold a lease or lead.
@@ -184,13 +190,22 @@ impl Shard {
                 });
             }
             Input::HeartbeatAll => self.each_peer(|p, _| p.report_soon()),
-            Input::Raft(_) | Input::Propose(_) | Input::Read(_) | Input::Command { .. } | Input::Inspect { .. } => {
+            Input::Raft(_)
+            | Input::Propose(_)
+            | Input::Read(_)
+            | Input::Command { .. }
+            | Input::Inspect { .. } => {
                 unreachable!("requests are not completions")
             }
         }
     }
 
-    fn with_peer(&mut self, region_id: u64, out: &mut Output, f: impl FnOnce(&mut Peer, &mut StoreCtx, &mut Output)) {
+    fn with_peer(
+        &mut self,
+        region_id: u64,
+        out: &mut Output,
+        f: impl FnOnce(&mut Peer, &mut StoreCtx, &mut Output),
+    ) {
         if let Some(peer) = self.peers.get_mut(&region_id) {
             f(peer, &mut self.ctx, out);
         }

@@ -140,7 +140,9 @@ impl Peer {
         }
         for outcome in applied.admin {
             match outcome {
-                AdminOutcome::ChangePeer { change, region } => self.on_conf_changed(&change, region, ctx, out),
+                AdminOutcome::ChangePeer { change, region } => {
+                    self.on_conf_changed(&change, region, ctx, out)
+                }
                 AdminOutcome::CompactLog { index, term } => self.on_log_compacted(index, term, out),
             }
         }
@@ -171,14 +173,14 @@ impl Peer {
         }
         match soft.raft_state {
             StateRole::Leader => {
-                self.lease.reset(self.term());
+                self.lease.reset();
                 self.heard = self.meta().region.peers.iter().map(|p| (p.id, (*p, ctx.now))).collect();
                 // The empty entry with which the term begins buys the first lease.
                 self.lease.on_sent(self.rn.raft.raft_log.last_index(), ctx.now);
                 self.report_soon();
             }
             StateRole::Follower | StateRole::Candidate | StateRole::PreCandidate => {
-                self.lease.reset(0);
+                self.lease.reset();
                 self.publish_view();
                 let error = self.not_leader();
                 for done in self.proposals.on_leadership_lost(ctx.now) {
@@ -230,7 +232,10 @@ impl Peer {
         m.entries = entries.into();
         if self.rn.step(m).is_err() {
             for done in dones {
-                out.reply(done, Err(RegionError::ServerIsBusy { reason: "the proposal was not taken".into() }));
+                out.reply(
+                    done,
+                    Err(RegionError::ServerIsBusy { reason: "the proposal was not taken".into() }),
+                );
             }
             return;
         }

@@ -11,8 +11,8 @@ use raft::eraftpb;
 use super::{AdminOutcome, Applied, Delegate};
 use crate::engine::{Cf, WriteBatch};
 use crate::error::RegionError;
-use crate::raftstore::meta::values::{self, PeerState, RegionState};
 use crate::raftstore::meta::keys;
+use crate::raftstore::meta::values::{self, PeerState, RegionState};
 use crate::raftstore::op::conf_change;
 use crate::raftstore::util::region;
 

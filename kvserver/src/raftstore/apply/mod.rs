@@ -15,9 +15,9 @@ use kvproto::key::BoundaryForm;
 use kvproto::metapb;
 use raft::eraftpb;
 
+use super::meta::keys;
 use super::meta::region_view::RegionMeta;
 use super::meta::values::{self, ApplyState};
-use super::meta::keys;
 use crate::engine::{Cf, WriteBatch};
 use crate::error::RegionError;
 
@@ -118,7 +118,11 @@ impl Delegate {
             if self.stopped.is_some() {
                 break;
             }
-            assert_eq!(entry.index, self.state.applied_index + 1, "INV-APPLY: region {region_id} skips entries");
+            assert_eq!(
+                entry.index,
+                self.state.applied_index + 1,
+                "INV-APPLY: region {region_id} skips entries"
+            );
             if let Err(error) = self.apply_entry(form, entry, batch, &mut out) {
                 self.stopped = Some(format!("entry {}: {error}", entry.index));
                 break;
@@ -148,7 +152,9 @@ impl Delegate {
         match entry.entry_type {
             // A new leader's empty entry.
             eraftpb::EntryType::EntryNormal if entry.data.is_empty() => Ok(()),
-            eraftpb::EntryType::EntryNormal => self.apply_command(entry, batch, out).map_err(|e| e.to_string()),
+            eraftpb::EntryType::EntryNormal => {
+                self.apply_command(entry, batch, out).map_err(|e| e.to_string())
+            }
             eraftpb::EntryType::EntryConfChange => self.apply_conf_change(form, entry, batch, out),
             eraftpb::EntryType::EntryConfChangeV2 => {
                 Err("joint membership changes are newer than this build; upgrade this store".into())
@@ -156,3 +162,6 @@ impl Delegate {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

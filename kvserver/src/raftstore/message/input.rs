@@ -77,35 +77,67 @@ pub enum Input {
     Propose(Propose),
     Read(ReadRequest),
     /// An order from the scheduler, with the epoch it was given for.
-    Command { region_id: u64, epoch: metapb::RegionEpoch, command: RegionCommand },
+    Command {
+        region_id: u64,
+        epoch: metapb::RegionEpoch,
+        command: RegionCommand,
+    },
 
     /// Log writes that are durable now.
     Persisted(PersistedWrites),
     /// Committed entries whose effects are in the engine now.
     Applied(Applied),
     /// A snapshot asked for with `Task::BuildSnapshot`.
-    SnapshotBuilt { region_id: u64, result: Result<BuiltSnapshot, String> },
+    SnapshotBuilt {
+        region_id: u64,
+        result: Result<BuiltSnapshot, String>,
+    },
     /// A snapshot reached `to_peer`, or did not.
-    SnapshotSent { region_id: u64, to_peer: u64, ok: bool },
+    SnapshotSent {
+        region_id: u64,
+        to_peer: u64,
+        ok: bool,
+    },
     /// The data of a snapshot is in the engine.
-    SnapshotApplied { region_id: u64, key: SnapKey },
+    SnapshotApplied {
+        region_id: u64,
+        key: SnapKey,
+    },
     /// Old log entries are gone; the log of the region now begins at `first_index`.
-    LogCompacted { region_id: u64, first_index: u64 },
+    LogCompacted {
+        region_id: u64,
+        first_index: u64,
+    },
     /// A destroyed peer's log and data are gone.
-    Destroyed { region_id: u64 },
+    Destroyed {
+        region_id: u64,
+    },
 
     /// Messages to this store get lost: slow down to its peers.
-    Unreachable { store_id: u64 },
+    Unreachable {
+        store_id: u64,
+    },
     /// The store's process is gone: its connection broke and cannot be made again.
-    StoreLost { store_id: u64 },
+    StoreLost {
+        store_id: u64,
+    },
     /// The store answers again.
-    StoreBack { store_id: u64 },
+    StoreBack {
+        store_id: u64,
+    },
     /// The scheduler's answer to `Task::AskMembership`.
-    Membership { region_id: u64, peer_id: u64, answer: MembershipAnswer },
+    Membership {
+        region_id: u64,
+        peer_id: u64,
+        answer: MembershipAnswer,
+    },
     /// Report every region that is led here, now (the scheduler asks anew after its restart).
     HeartbeatAll,
     /// What a peer looks like inside, for the status page.
-    Inspect { region_id: u64, done: Callback<Arc<RegionStatus>> },
+    Inspect {
+        region_id: u64,
+        done: Callback<Arc<RegionStatus>>,
+    },
 }
 
 /// What a leader tells the scheduler of its region.

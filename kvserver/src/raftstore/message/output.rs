@@ -9,7 +9,6 @@
 
 use std::sync::Arc;
 
-
 use super::callback::Callback;
 use super::input::RegionReport;
 use super::peer_message::PeerMessage;
@@ -107,7 +106,13 @@ pub enum Task {
     SendSnapshot { key: SnapKey, message: PeerMessage },
     /// Replace the region's data by a received snapshot. In this order, each durable before the next:
     /// `intent` to the engine, `log` to the log store, clear and ingest, `done` to the engine. `SnapshotApplied` answers.
-    ApplySnapshot { key: SnapKey, region: Arc<RegionMeta>, intent: WriteBatch, log: RegionLogWrite, done: WriteBatch },
+    ApplySnapshot {
+        key: SnapKey,
+        region: Arc<RegionMeta>,
+        intent: WriteBatch,
+        log: RegionLogWrite,
+        done: WriteBatch,
+    },
     /// Sync the engine, then drop log entries `[from, to)`; `LogCompacted` answers.
     CompactLog { region_id: u64, from: u64, to: u64 },
     /// In this order, each durable before the next: `tombstone` to the engine, the log removed, the data of
@@ -151,4 +156,3 @@ impl Output {
         self.replies.push(Reply { done, result });
     }
 }
-

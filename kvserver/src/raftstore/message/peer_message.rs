@@ -171,7 +171,9 @@ mod tests {
 
     #[test]
     fn a_message_survives_the_wire() {
-        for payload in [message(eraftpb::MessageType::MsgAppend).payload, Payload::Tombstone, Payload::CheckStale] {
+        for payload in
+            [message(eraftpb::MessageType::MsgAppend).payload, Payload::Tombstone, Payload::CheckStale]
+        {
             let m = PeerMessage { payload, ..message(eraftpb::MessageType::MsgAppend) };
             assert_eq!(PeerMessage::from_wire(m.clone().into_wire()), Ok(m));
         }

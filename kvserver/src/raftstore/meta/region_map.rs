@@ -77,7 +77,8 @@ impl RegionMap {
 
     /// The region that holds `key`, and why.
     pub fn holder_of(&self, key: &[u8]) -> Option<(u64, Holder)> {
-        let (_, taken) = self.by_start.range::<[u8], _>((Bound::Unbounded, Bound::Included(key))).next_back()?;
+        let (_, taken) =
+            self.by_start.range::<[u8], _>((Bound::Unbounded, Bound::Included(key))).next_back()?;
         (taken.end.is_empty() || key < &taken.end[..]).then_some((taken.region_id, taken.holder))
     }
 
@@ -107,7 +108,11 @@ mod tests {
     use kvproto::metapb;
 
     fn meta(id: u64, start: &'static str, end: &'static str) -> RegionMeta {
-        RegionMeta { region: metapb::Region { id, ..Default::default() }, start: start.into(), end: end.into() }
+        RegionMeta {
+            region: metapb::Region { id, ..Default::default() },
+            start: start.into(),
+            end: end.into(),
+        }
     }
 
     #[test]

@@ -7,8 +7,8 @@ use bytes::{BufMut, Bytes, BytesMut};
 use kvproto::metapb;
 use prost::Message;
 
-use crate::engine::{Engine, EngineError};
 use crate::engine::{Cf, Result};
+use crate::engine::{Engine, EngineError};
 
 const FORMAT: u8 = 1;
 

@@ -12,11 +12,11 @@ use bytes::{BufMut, Bytes, BytesMut};
 use kvproto::metapb::{Peer, PeerRole, Region, RegionEpoch};
 use raft::eraftpb::{ConfChange, ConfChangeType};
 
+use crate::raftstore::message::Output;
 use crate::raftstore::message::input::ChangePeerKind;
 use crate::raftstore::meta::region_view::RegionMeta;
 use crate::raftstore::peer::{Peer as RaftPeer, StoreCtx};
 use crate::raftstore::util::region::{epoch, is_learner, peer_by_id, peer_on_store};
-use crate::raftstore::message::Output;
 
 const FORMAT: u8 = 1;
 
@@ -60,7 +60,9 @@ pub fn next_region(region: &Region, kind: ChangePeerKind, peer: &Peer) -> Result
                 Some(p) if p.role == role as i32 => return Err(Refusal::AlreadyMember(peer.id)),
                 Some(p) if p.store_id != peer.store_id => return Err(Refusal::StoreTaken(p.store_id)),
                 Some(p) if !is_learner(p) => return Err(Refusal::Demotion(peer.id)),
-                Some(_) => next.peers.iter_mut().filter(|p| p.id == peer.id).for_each(|p| p.role = role as i32),
+                Some(_) => {
+                    next.peers.iter_mut().filter(|p| p.id == peer.id).for_each(|p| p.role = role as i32)
+                }
                 None => next.peers.push(Peer { role: role as i32, ..*peer }),
             }
         }
@@ -114,7 +116,9 @@ fn decode(change: &ConfChange) -> Result<(ChangePeerKind, Peer, u64), String> {
     match context.first() {
         Some(&FORMAT) if context.len() == 17 => {}
         Some(&version) if version != FORMAT => {
-            return Err(format!("membership change format {version} is newer than this build; upgrade this store"));
+            return Err(format!(
+                "membership change format {version} is newer than this build; upgrade this store"
+            ));
         }
         _ => return Err("membership change is damaged".into()),
     }
@@ -159,7 +163,11 @@ impl RaftPeer {
     ) {
         // The library refuses only a change that leaves no voter, which `next_region` never lets through.
         if let Err(error) = self.rn.apply_conf_change(change) {
-            self.stop(format!("the consensus library refused a decided membership change: {error}"), ctx, out);
+            self.stop(
+                format!("the consensus library refused a decided membership change: {error}"),
+                ctx,
+                out,
+            );
             return;
         }
         let removed = peer_by_id(&region.region, self.peer.id).is_none();

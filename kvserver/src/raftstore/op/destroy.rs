@@ -7,9 +7,9 @@
 
 use super::super::apply::ApplyTask;
 use super::super::message::{Output, Task};
+use super::super::meta::keys;
 use super::super::meta::region_map::Holder;
 use super::super::meta::values::{self, PeerState, RegionState};
-use super::super::meta::keys;
 use super::super::peer::{Peer, StoreCtx};
 use crate::engine::{Cf, WriteBatch};
 use crate::error::RegionError;
