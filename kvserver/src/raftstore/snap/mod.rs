@@ -20,6 +20,8 @@ pub mod snap_builder;
 pub mod snap_manager;
 mod snap_receiver;
 mod snap_sender;
+#[cfg(test)]
+mod tests;
 
 pub use snap::{FileCheck, Manifest, Side, SnapFile};
 pub use snap_manager::{Receive, SnapConfig, SnapManager};

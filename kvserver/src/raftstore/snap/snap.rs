@@ -131,8 +131,7 @@ impl Manifest {
             FORMAT => {}
             version => return Err(corrupt(format!("format {version} is unknown; upgrade kvserver"))),
         }
-        let key =
-            SnapKey { region_id: rest.get_u64_le(), term: rest.get_u64_le(), index: rest.get_u64_le() };
+        let key = SnapKey { region_id: rest.get_u64_le(), term: rest.get_u64_le(), index: rest.get_u64_le() };
         let count = usize::from(rest.get_u8());
         if rest.len() < count * FILE_BYTES {
             return Err(too_short());
@@ -145,12 +144,8 @@ impl Manifest {
             if files.last().is_some_and(|last| last.cf >= cf) {
                 return Err(corrupt("the files are not in order".into()));
             }
-            let file = SnapFile {
-                cf,
-                bytes: rest.get_u64_le(),
-                keys: rest.get_u64_le(),
-                crc32c: rest.get_u32_le(),
-            };
+            let file =
+                SnapFile { cf, bytes: rest.get_u64_le(), keys: rest.get_u64_le(), crc32c: rest.get_u32_le() };
             if file.bytes == 0 || file.keys == 0 {
                 return Err(corrupt(format!("the file of {} is empty", cf.name())));
             }
@@ -249,7 +244,14 @@ mod tests {
             let tmp = file_name(side, &key, Cf::Raw) + TMP_SUFFIX;
             assert_eq!(parse_name(&tmp), Some((side, key.clone())));
         }
-        for name in ["gen_1_2_3.sst", "gen_1_2_3_default.meta", "gen_1_2_3_odd.sst", "abc_1_2_3.meta", "gen_1_2.meta", ""] {
+        for name in [
+            "gen_1_2_3.sst",
+            "gen_1_2_3_default.meta",
+            "gen_1_2_3_odd.sst",
+            "abc_1_2_3.meta",
+            "gen_1_2.meta",
+            "",
+        ] {
             assert_eq!(parse_name(name), None, "{name}");
         }
     }

@@ -38,7 +38,8 @@ impl SnapSender {
     /// # Errors
     /// [`SnapError::Corrupt`] when a file does not match the manifest: remove the snapshot and build a new one.
     pub fn next_chunk(&mut self, bytes_max: usize) -> Result<Option<Bytes>, SnapError> {
-        let Some((path, mut file, mut check)) = self.current.take().map_or_else(|| self.open_next(), |c| Ok(Some(c)))?
+        let Some((path, mut file, mut check)) =
+            self.current.take().map_or_else(|| self.open_next(), |c| Ok(Some(c)))?
         else {
             return Ok(None);
         };
