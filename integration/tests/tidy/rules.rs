@@ -48,7 +48,7 @@ const PURE: [&str; 21] = [
 ];
 
 /// What drives the pure core: threads, clocks, files and sockets live here.
-const EDGES: [&str; 11] = [
+const EDGES: [&str; 13] = [
     "kvserver/src/raftstore/node.rs",
     "kvserver/src/raftstore/raft_worker.rs",
     "kvserver/src/raftstore/log_writer.rs",
@@ -59,6 +59,8 @@ const EDGES: [&str; 11] = [
     "kvserver/src/raftstore/scheduler_client/grpc.rs",
     "kvserver/src/raftstore/snap/snap_builder.rs",
     "kvserver/src/raftstore/snap/snap_manager.rs",
+    "kvserver/src/raftstore/snap/snap_receiver.rs",
+    "kvserver/src/raftstore/snap/snap_sender.rs",
     "kvserver/src/raftstore/util/worker.rs",
 ];
 
