@@ -219,6 +219,20 @@ impl ProcessCluster {
         })
     }
 
+    /// Index of the store that leads the region of the empty key, as far as the scheduler knows.
+    pub fn leader(&self) -> Option<usize> {
+        let regions = self.api("/pd/api/v1/regions").ok()?;
+        let first = regions["regions"].as_array()?.iter().find(|region| region["start_key"] == "")?;
+        let leader = first["leader"]["store_id"].as_u64()?;
+        let stores = self.api("/pd/api/v1/stores").ok()?;
+        let store = stores["stores"]
+            .as_array()?
+            .iter()
+            .find(|store| store["store"]["id"].as_u64() == Some(leader))?;
+        let address: SocketAddr = store["store"]["address"].as_str()?.parse().ok()?;
+        self.stores.iter().position(|store| store.address == address)
+    }
+
     /// The launch of a further process on the directory and the ports of a store: it must refuse to start.
     pub fn second_on(&self, index: usize) -> Result<Launch, ClusterError> {
         let store = &self.stores[index];
