@@ -85,6 +85,8 @@ pub(super) struct Ticks {
     pub leaderless: u64,
     /// A report is due at the end of the turn.
     pub report_now: bool,
+    /// Time to look for members that fell behind.
+    pub look_at_pending: bool,
     /// Peers that lagged when last looked at, to notice when one has caught up.
     pub pending: Vec<u64>,
 }

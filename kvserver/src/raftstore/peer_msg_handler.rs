@@ -185,9 +185,11 @@ impl Peer {
             return;
         }
         // Just after a start this store may have forgotten promises about leases: it does not campaign yet.
-        if !quiet || self.is_leader() {
+        let would_campaign = self.rn.raft.election_elapsed + 1 >= self.rn.raft.randomized_election_timeout();
+        if self.is_leader() || !quiet || !would_campaign {
             self.rn.tick();
         }
+        self.ticks.look_at_pending = true;
         self.fix_election_timeout(ctx);
         if self.is_leader() {
             self.tick_leader(ctx);
@@ -287,6 +289,10 @@ impl Peer {
         if !self.is_leader() || !self.serves() {
             return;
         }
+        if !self.ticks.report_now && !self.ticks.look_at_pending && self.ticks.pending.is_empty() {
+            return;
+        }
+        self.ticks.look_at_pending = false;
         let pending = self.pending_peers();
         let ids: Vec<u64> = pending.iter().map(|p| p.id).collect();
         if !self.ticks.report_now && ids == self.ticks.pending {

@@ -173,6 +173,7 @@ impl RaftPeer {
         let removed = peer_by_id(&region.region, self.peer.id).is_none();
         self.set_region(region);
         self.forget_departed_peers();
+        self.discard_snapshot();
         if removed {
             self.destroy(ctx, out);
             return;

@@ -86,11 +86,14 @@ impl Peer {
 
     /// A snapshot was built, or could not be: the library will ask again.
     pub(in crate::raftstore) fn on_snapshot_built(&mut self, result: Result<BuiltSnapshot, String>) {
+        let current = region::epoch(&self.meta().region);
         let state = self.rn.mut_store().snapshot.get_mut();
         if !matches!(state, SnapshotState::Building) {
             return;
         }
         *state = match result {
+            // Built before the newest membership: the replica it is for may be missing in it.
+            Ok(built) if region::epoch(&built.region) != current => SnapshotState::None,
             Ok(built) => SnapshotState::Built(Box::new(built)),
             Err(error) => {
                 tracing::warn!(region = self.region_id, error, "snapshot not built");
@@ -106,7 +109,18 @@ impl Peer {
     /// A snapshot arrived at a follower, or was lost on the way.
     pub(in crate::raftstore) fn on_snapshot_sent(&mut self, to_peer: u64, ok: bool) {
         let status = if ok { SnapshotStatus::Finish } else { SnapshotStatus::Failure };
+        if !ok {
+            self.discard_snapshot();
+        }
         self.rn.report_snapshot(to_peer, status);
+    }
+
+    /// Forgets a built snapshot: its files may be gone, or the region is no longer as in it.
+    pub(in crate::raftstore) fn discard_snapshot(&mut self) {
+        let state = self.rn.mut_store().snapshot.get_mut();
+        if matches!(state, SnapshotState::Built(_)) {
+            *state = SnapshotState::None;
+        }
     }
 
     /// Whether a received snapshot may come in. Takes its range for a peer that has none yet.
