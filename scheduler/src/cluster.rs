@@ -229,11 +229,9 @@ impl Cluster {
             return Err(ClusterError::NotBootstrapped);
         }
         let region = RegionInfo::from_heartbeat(request)?;
-        if let Some(id) = region.leader_store() {
-            let store = self.basic.store(id).ok_or(ClusterError::UnknownStore(id))?;
-            if store.meta.state() == metapb::StoreState::Tombstone {
-                return Err(ClusterError::StoreTombstone(id));
-            }
+        // A leader on a removed store is heard all the same: only so can its region be moved off it.
+        if let Some(id) = region.leader_store().filter(|id| self.basic.store(*id).is_none()) {
+            return Err(ClusterError::UnknownStore(id));
         }
         let id = region.id();
         let change = self.basic.put_region(region)?;
@@ -287,19 +285,25 @@ impl Cluster {
         if !self.is_bootstrapped() {
             return out;
         }
-        self.bury_empty_stores(&mut out);
+        self.bury_empty_stores(now_ms, &mut out);
         self.coordinator.tick(&self.basic, &self.config, now_ms, ids, &mut out);
         out
     }
 
-    /// A store that was being removed and has no peers left is gone for good.
-    fn bury_empty_stores(&mut self, out: &mut Output) {
+    /// A store that was being removed and has no peers left is gone for good. It must say itself that it is empty,
+    /// or be silent for the whole down time: after a restart some regions on it may not be known yet.
+    fn bury_empty_stores(&mut self, now_ms: u64, out: &mut Output) {
+        let down_ms = self.config.silence.down_ms;
+        let is_empty = |store: &StoreInfo| {
+            let is_lost = now_ms.saturating_sub(store.last_seen_ms) > down_ms;
+            let says_so = store.stats.as_ref().is_some_and(|stats| stats.region_count == 0);
+            self.basic.region_count(store.meta.id) == 0 && (says_so || is_lost)
+        };
         let empty: Vec<u64> = self
             .basic
             .stores()
-            .filter(|store| store.meta.state() == metapb::StoreState::Offline)
+            .filter(|store| store.meta.state() == metapb::StoreState::Offline && is_empty(store))
             .map(|store| store.meta.id)
-            .filter(|id| self.basic.region_count(*id) == 0)
             .collect();
         for id in empty {
             let Some(store) = self.basic.store_mut(id) else { continue };

@@ -291,7 +291,7 @@ impl TryFrom<String> for ReadableDuration {
 impl fmt::Display for ReadableDuration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ms = self.as_millis();
-        let exact = UNITS.iter().filter(|(_, unit)| ms % unit == 0).max_by_key(|(_, unit)| *unit);
+        let exact = UNITS.iter().filter(|(_, unit)| ms.is_multiple_of(*unit)).max_by_key(|(_, unit)| *unit);
         let (name, unit_ms) = exact.copied().unwrap_or(("ms", 1));
         write!(f, "{}{name}", ms / unit_ms)
     }

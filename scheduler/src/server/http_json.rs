@@ -255,7 +255,7 @@ pub fn hex(bytes: &[u8]) -> String {
 
 /// Decodes hexadecimal of either case; None when it is not.
 pub fn unhex(text: &[u8]) -> Option<Vec<u8>> {
-    if text.len() % 2 != 0 {
+    if !text.len().is_multiple_of(2) {
         return None;
     }
     let digit = |c: u8| char::from(c).to_digit(16);

@@ -62,6 +62,7 @@ impl Clock {
 }
 
 /// Wall time in unix milliseconds; 0 for a clock before 1970.
+#[expect(clippy::disallowed_methods, reason = "the only place where the scheduler reads the wall clock")]
 pub fn wall_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |passed| passed.as_millis() as u64)
 }

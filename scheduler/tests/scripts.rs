@@ -1,0 +1,460 @@
+//! Runs the scripts in `tests/scripts` against the pure `Cluster`. A script plays the stores: it reports regions,
+//! carries out the commands it got, and lets time pass. What the cluster wants is printed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::error::Error;
+use std::fmt::Write as _;
+
+use kvproto::{eraftpb, metapb, pdpb};
+use scheduler::cluster::{Cluster, Output};
+use scheduler::id::IdSource;
+use scheduler::kv::records::MetaWrite;
+use scheduler::schedule::operator_controller::OperatorEvent;
+use scheduler::schedule::{RegionCommand, ScheduleConfig};
+
+type Outcome = Result<String, Box<dyn Error>>;
+
+/// Stores with slashes between: `1/2/3l`, where `l` makes a peer a learner.
+type List = String;
+
+#[derive(goldenscript::Command)]
+enum Command {
+    /// Starts anew with other limits.
+    Config {
+        #[arg(key)]
+        max_replicas: Option<usize>,
+        #[arg(key)]
+        operators_max: Option<usize>,
+    },
+    /// Creates the cluster with a store and region 1 on it.
+    Bootstrap { store: u64 },
+    /// Registers stores at `host-ID`, or at the given address.
+    Put {
+        #[arg(key)]
+        address: Option<String>,
+        stores: Vec<u64>,
+    },
+    /// Store heartbeats.
+    Beat {
+        #[arg(key)]
+        available: Option<u64>,
+        #[arg(key, optional)]
+        busy: bool,
+        #[arg(key, optional)]
+        snapshots: u32,
+        #[arg(key, optional)]
+        regions: u32,
+        stores: Vec<u64>,
+    },
+    /// Describes a region and reports it.
+    Region {
+        id: u64,
+        #[arg(key)]
+        peers: String,
+        #[arg(key)]
+        leader: u64,
+        #[arg(key)]
+        pending: Option<List>,
+        #[arg(key)]
+        down: Option<List>,
+        #[arg(key)]
+        start: Option<String>,
+        #[arg(key)]
+        end: Option<String>,
+        #[arg(key)]
+        version: Option<u64>,
+    },
+    /// Reports a region again, with changes.
+    Report {
+        id: u64,
+        #[arg(key)]
+        leader: Option<u64>,
+        #[arg(key)]
+        pending: Option<List>,
+        #[arg(key)]
+        down: Option<List>,
+        #[arg(key)]
+        term: Option<u64>,
+        #[arg(key)]
+        conf_ver: Option<u64>,
+    },
+    /// Carries out the last command for a region and reports it; `pending=true` leaves a new learner behind.
+    Obey {
+        id: u64,
+        #[arg(key, optional)]
+        pending: bool,
+    },
+    /// Obeys until the region has no operator.
+    Settle { id: u64 },
+    /// Begins to remove a store.
+    Remove { store: u64 },
+    /// Lets milliseconds pass, while the given stores send heartbeats.
+    Pass {
+        #[arg(key)]
+        beats: Option<List>,
+        ms: u64,
+    },
+    /// One tick.
+    Tick,
+    /// Takes away the id window, or gives it back.
+    Ids { are_available: bool },
+    /// Prints stores and regions.
+    Show,
+}
+
+#[derive(Clone, Default)]
+struct ModelRegion {
+    meta: metapb::Region,
+    leader: u64,
+    term: u64,
+    pending: BTreeSet<u64>,
+    down: BTreeSet<u64>,
+    last_command: Option<RegionCommand>,
+}
+
+struct Ids {
+    next: u64,
+    are_available: bool,
+}
+
+impl IdSource for Ids {
+    fn next_id(&mut self) -> Option<u64> {
+        self.are_available.then(|| {
+            self.next += 1;
+            self.next
+        })
+    }
+}
+
+struct Runner {
+    cluster: Cluster,
+    ids: Ids,
+    now_ms: u64,
+    regions: BTreeMap<u64, ModelRegion>,
+}
+
+const GIB: u64 = 1 << 30;
+
+impl Default for Runner {
+    fn default() -> Runner {
+        Runner {
+            cluster: Cluster::new(7, ScheduleConfig::default()),
+            ids: Ids { next: 1000, are_available: true },
+            now_ms: 1_000_000,
+            regions: BTreeMap::new(),
+        }
+    }
+}
+
+fn numbers(list: &Option<List>) -> Result<BTreeSet<u64>, Box<dyn Error>> {
+    let list = list.as_deref().unwrap_or_default();
+    list.split('/').filter(|item| !item.is_empty()).map(|item| Ok(item.parse()?)).collect()
+}
+
+fn store(id: u64, address: &Option<String>) -> metapb::Store {
+    let address = address.clone().unwrap_or_else(|| format!("host-{id}"));
+    metapb::Store { id, address, ..Default::default() }
+}
+
+impl Runner {
+    fn bootstrap(&mut self, id: u64) -> Outcome {
+        let peer = metapb::Peer { id: 10 + id, store_id: id, ..Default::default() };
+        let meta = metapb::Region {
+            id: 1,
+            region_epoch: Some(metapb::RegionEpoch { conf_ver: 1, version: 1 }),
+            peers: vec![peer],
+            ..Default::default()
+        };
+        let out = self.cluster.bootstrap(self.now_ms, store(id, &None), meta.clone(), None)?;
+        self.regions.insert(1, ModelRegion { meta, leader: id, term: 5, ..Default::default() });
+        Ok(self.print(out))
+    }
+
+    fn beat(&mut self, stores: &[u64], stats: pdpb::StoreStats) -> Outcome {
+        let mut text = String::new();
+        for store_id in stores {
+            let stats = pdpb::StoreStats { store_id: *store_id, ..stats.clone() };
+            let (_, out) = self.cluster.store_heartbeat(self.now_ms, stats, &mut self.ids)?;
+            text += &self.print(out);
+        }
+        Ok(text)
+    }
+
+    fn report(&mut self, id: u64) -> Outcome {
+        let region = self.regions.get(&id).ok_or("no such region in the script")?;
+        let peer_on = |store: &u64| region.meta.peers.iter().find(|peer| peer.store_id == *store).copied();
+        let down = |peer| pdpb::PeerStats { peer: Some(peer), down_seconds: 1800 };
+        let request = pdpb::RegionHeartbeatRequest {
+            region: Some(region.meta.clone()),
+            leader: peer_on(&region.leader),
+            term: region.term,
+            pending_peers: region.pending.iter().filter_map(peer_on).collect(),
+            down_peers: region.down.iter().filter_map(peer_on).map(down).collect(),
+            ..Default::default()
+        };
+        let out = self.cluster.region_heartbeat(self.now_ms, request, &mut self.ids)?;
+        Ok(self.print(out))
+    }
+
+    /// Does what a region's leader would do.
+    fn obey(&mut self, id: u64, is_pending: bool) -> Outcome {
+        let region = self.regions.get_mut(&id).ok_or("no such region in the script")?;
+        let command = region.last_command.take().ok_or("the region got no command")?;
+        if command.region_epoch != region.meta.region_epoch {
+            return Err("the command is for another epoch".into());
+        }
+        if let Some(transfer) = command.transfer_leader {
+            region.leader = transfer.peer.ok_or("transfer to nobody")?.store_id;
+            region.term += 1;
+        }
+        if let Some(change) = command.change_peer {
+            let peer = change.peer.ok_or("a change of no peer")?;
+            let had = region.meta.peers.iter().any(|other| other.id == peer.id);
+            region.meta.peers.retain(|other| other.id != peer.id);
+            region.pending.remove(&peer.store_id);
+            match eraftpb::ConfChangeType::try_from(change.change_type)? {
+                eraftpb::ConfChangeType::RemoveNode if !had => return Err("the peer is not there".into()),
+                eraftpb::ConfChangeType::RemoveNode if region.leader == peer.store_id => {
+                    return Err("a leader refuses to remove itself".into());
+                }
+                eraftpb::ConfChangeType::RemoveNode => {}
+                eraftpb::ConfChangeType::AddNode if !had => return Err("no learner to promote".into()),
+                eraftpb::ConfChangeType::AddNode => region.meta.peers.push(peer),
+                eraftpb::ConfChangeType::AddLearnerNode => {
+                    region.meta.peers.push(peer);
+                    if is_pending {
+                        region.pending.insert(peer.store_id);
+                    }
+                }
+            }
+            region.meta.region_epoch.as_mut().ok_or("no epoch")?.conf_ver += 1;
+        }
+        self.report(id)
+    }
+
+    fn define(&mut self, command: &Command) -> Outcome {
+        let Command::Region { id, peers, leader, pending, down, start, end, version } = command else {
+            return Err("not a region".into());
+        };
+        let region = self.regions.entry(*id).or_default();
+        let mut new = Vec::new();
+        for item in peers.split('/') {
+            let number = item.trim_end_matches('l');
+            let store_id: u64 = number.parse()?;
+            let role = if item.ends_with('l') { metapb::PeerRole::Learner } else { metapb::PeerRole::Voter };
+            new.push(metapb::Peer {
+                id: id * 10 + store_id,
+                store_id,
+                role: role as i32,
+                ..Default::default()
+            });
+        }
+        let mut epoch = region.meta.region_epoch.unwrap_or(metapb::RegionEpoch { conf_ver: 0, version: 1 });
+        epoch.conf_ver += u64::from(new != region.meta.peers);
+        epoch.version = version.unwrap_or(epoch.version);
+        region.meta.start_key = start.clone().unwrap_or_default().into();
+        region.meta.end_key = end.clone().unwrap_or_default().into();
+        region.meta.id = *id;
+        region.meta.region_epoch = Some(epoch);
+        region.meta.peers = new;
+        (region.leader, region.term) = (*leader, 5);
+        (region.pending, region.down) = (numbers(pending)?, numbers(down)?);
+        self.report(*id)
+    }
+
+    fn print(&mut self, out: Output) -> String {
+        let mut text = String::new();
+        for write in &out.writes {
+            match write {
+                MetaWrite::Bootstrapped(_) => text += "write: bootstrapped\n",
+                MetaWrite::Store(store) => {
+                    let _ = writeln!(text, "write: store {} {:?}", store.id, store.state());
+                }
+                MetaWrite::Region(region) => {
+                    let _ = writeln!(text, "write: region {}", describe(region));
+                }
+                MetaWrite::RegionGone(id) => {
+                    let _ = writeln!(text, "write: region {id} is gone");
+                }
+                MetaWrite::Keyspace(meta) => {
+                    let _ = writeln!(text, "write: keyspace {}", meta.name);
+                }
+            }
+        }
+        for event in &out.events {
+            let _ = match event {
+                OperatorEvent::Created { region_id, description, .. } => {
+                    writeln!(text, "operator for {region_id}: {description}")
+                }
+                OperatorEvent::Finished { region_id, name } => {
+                    writeln!(text, "operator for {region_id} finished: {name}")
+                }
+                OperatorEvent::Cancelled { region_id, name, cause } => {
+                    writeln!(text, "operator for {region_id} given up: {name}: {cause}")
+                }
+            };
+        }
+        for command in out.commands {
+            let target = command.target_peer.unwrap_or_default();
+            let _ = writeln!(
+                text,
+                "to store {}: region {}: {}",
+                target.store_id,
+                command.region_id,
+                step(&command)
+            );
+            if let Some(region) = self.regions.get_mut(&command.region_id) {
+                region.last_command = Some(command);
+            }
+        }
+        text
+    }
+
+    fn show(&self) -> String {
+        let mut text = String::new();
+        for store in self.cluster.basic().stores() {
+            let id = store.meta.id;
+            let state = self.cluster.store_state(store, self.now_ms).name();
+            let (regions, leaders) =
+                (self.cluster.basic().region_count(id), self.cluster.basic().leader_count(id));
+            let _ = writeln!(text, "store {id} {state}: {regions} regions, {leaders} leaders");
+        }
+        for region in self.cluster.basic().regions().scan(b"", b"") {
+            let leader = region.leader_store().map_or("none".into(), |store| store.to_string());
+            let operator =
+                self.cluster.operator(region.id()).map_or(String::new(), |o| format!(", {}", o.describe()));
+            let _ = writeln!(text, "region {} led by {leader}{operator}", describe(&region.meta));
+        }
+        let (running, waiting) = self.cluster.backlog();
+        let _ = writeln!(text, "{running} operators, {waiting} regions wait");
+        text
+    }
+}
+
+fn step(command: &RegionCommand) -> String {
+    if let Some(transfer) = &command.transfer_leader {
+        return format!("transfer leader to store {}", transfer.peer.unwrap_or_default().store_id);
+    }
+    let change = command.change_peer.unwrap_or_default();
+    let peer = change.peer.unwrap_or_default();
+    format!("{:?} {} on store {}", change.change_type(), peer.id, peer.store_id)
+}
+
+fn describe(region: &metapb::Region) -> String {
+    let epoch = region.region_epoch.unwrap_or_default();
+    let peers: Vec<String> = region
+        .peers
+        .iter()
+        .map(|peer| {
+            format!("{}{}", peer.store_id, if peer.role() == metapb::PeerRole::Learner { "l" } else { "" })
+        })
+        .collect();
+    let key = |key: &[u8]| key.escape_ascii().to_string();
+    let range = format!("[{},{})", key(&region.start_key), key(&region.end_key));
+    format!("{} {range} v{} c{} on {}", region.id, epoch.version, epoch.conf_ver, peers.join(","))
+}
+
+impl goldenscript::Runner for Runner {
+    type Command = Command;
+
+    fn run(&mut self, command: &Command, _: &goldenscript::Context) -> Outcome {
+        match command {
+            Command::Config { max_replicas, operators_max } => {
+                let defaults = ScheduleConfig::default();
+                let config = ScheduleConfig {
+                    max_replicas: max_replicas.unwrap_or(defaults.max_replicas),
+                    operators_max: operators_max.unwrap_or(defaults.operators_max),
+                    ..defaults
+                };
+                *self = Runner { cluster: Cluster::new(7, config), ..Runner::default() };
+                Ok(String::new())
+            }
+            Command::Bootstrap { store } => self.bootstrap(*store),
+            Command::Put { address, stores } => {
+                let mut text = String::new();
+                for id in stores {
+                    let out = self.cluster.put_store(self.now_ms, store(*id, address), None)?;
+                    text += &self.print(out);
+                }
+                Ok(text)
+            }
+            Command::Beat { available, busy, snapshots, regions, stores } => {
+                let stats = pdpb::StoreStats {
+                    capacity: 100 * GIB,
+                    available: available.unwrap_or(50) * GIB,
+                    is_busy: *busy,
+                    receiving_snap_count: *snapshots,
+                    region_count: *regions,
+                    ..Default::default()
+                };
+                self.beat(stores, stats)
+            }
+            Command::Region { .. } => self.define(command),
+            Command::Report { id, leader, pending, down, term, conf_ver } => {
+                let region = self.regions.get_mut(id).ok_or("no such region in the script")?;
+                region.leader = leader.unwrap_or(region.leader);
+                region.term = term.unwrap_or(region.term);
+                (region.pending, region.down) = (numbers(pending)?, numbers(down)?);
+                if let (Some(conf_ver), Some(epoch)) = (conf_ver, region.meta.region_epoch.as_mut()) {
+                    epoch.conf_ver = *conf_ver;
+                }
+                self.report(*id)
+            }
+            Command::Obey { id, pending } => self.obey(*id, *pending),
+            Command::Settle { id } => {
+                let mut text = String::new();
+                while self.cluster.operator(*id).is_some() {
+                    text += &self.obey(*id, false)?;
+                }
+                Ok(text)
+            }
+            Command::Remove { store } => {
+                let out = self.cluster.remove_store(self.now_ms, *store, &mut self.ids)?;
+                Ok(self.print(out))
+            }
+            Command::Pass { beats, ms } => {
+                self.now_ms += ms;
+                let stores: Vec<u64> = numbers(beats)?.into_iter().collect();
+                let stats =
+                    pdpb::StoreStats { capacity: 100 * GIB, available: 50 * GIB, ..Default::default() };
+                self.beat(&stores, stats)
+            }
+            Command::Tick => {
+                let out = self.cluster.tick(self.now_ms, &mut self.ids);
+                Ok(self.print(out))
+            }
+            Command::Ids { are_available } => {
+                self.ids.are_available = *are_available;
+                Ok(String::new())
+            }
+            Command::Show => Ok(self.show()),
+        }
+    }
+}
+
+fn run_all(folder: &str) {
+    let path = format!("{}/tests/scripts/{folder}", env!("CARGO_MANIFEST_DIR"));
+    let entries = std::fs::read_dir(&path).unwrap();
+    let mut files: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    assert!(!files.is_empty(), "no scripts in {path}");
+    for file in files {
+        println!("script {}", file.display());
+        goldenscript::run(&mut Runner::default(), file).unwrap();
+    }
+}
+
+#[test]
+fn replica_checker() {
+    run_all("replica_checker");
+}
+
+#[test]
+fn operator() {
+    run_all("operator");
+}
+
+#[test]
+fn cluster() {
+    run_all("cluster");
+}
