@@ -60,6 +60,19 @@ impl Region {
         self.peers.get(self.target).copied()
     }
 
+    /// Whether `key` lies inside.
+    pub fn contains(&self, key: &[u8]) -> bool {
+        self.start <= key && self.is_before_end(key)
+    }
+
+    /// Whether the keys right before `end` lie inside; an empty `end` means the last keys of all.
+    pub fn contains_before(&self, end: &[u8]) -> bool {
+        match end {
+            [] => self.end.is_empty(),
+            end => self.start < end && (self.end.is_empty() || self.end >= end),
+        }
+    }
+
     /// Whether `key` lies before the end.
     pub fn is_before_end(&self, key: &[u8]) -> bool {
         self.end.is_empty() || key < self.end
@@ -121,13 +134,9 @@ impl RegionCache {
 
     /// The region that holds the keys right before `end`; an empty `end` means the last region.
     pub fn lookup_before(&self, end: &[u8]) -> Option<Arc<Region>> {
-        if end.is_empty() {
-            let (_, region) = self.by_start.last_key_value()?;
-            return region.end.is_empty().then(|| region.clone());
-        }
-        let range = (Bound::Unbounded, Bound::Excluded(end));
-        let (_, region) = self.by_start.range::<[u8], _>(range).next_back()?;
-        (region.end.is_empty() || region.end >= end).then(|| region.clone())
+        let upper = if end.is_empty() { Bound::Unbounded } else { Bound::Excluded(end) };
+        let (_, region) = self.by_start.range::<[u8], _>((Bound::Unbounded, upper)).next_back()?;
+        region.contains_before(end).then(|| region.clone())
     }
 
     /// Takes over a region and returns the view to use for the request that asked. What is known already stays
@@ -223,5 +232,173 @@ impl RegionCache {
             self.remove(&region);
             self.hand = start;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error;
+    use std::fmt::Write as _;
+
+    use super::*;
+
+    /// The language of `tests/scripts/region_cache`.
+    #[derive(goldenscript::Command)]
+    enum Command {
+        /// Takes over a region with peers 1, 2 and 3 on stores 1, 2 and 3: insert 1 a m version=2 leader=1
+        Insert {
+            id: u64,
+            start: String,
+            end: String,
+            #[arg(key)]
+            version: u64,
+            #[arg(key)]
+            conf_ver: Option<u64>,
+            #[arg(key)]
+            leader: Option<u64>,
+        },
+        /// Finds the region of each key.
+        Lookup(Vec<String>),
+        /// Finds the region before each key.
+        Before(Vec<String>),
+        /// Remembers the view that a request at this key is sent with.
+        View(String, String),
+        /// The request with this view learned the leader's peer number.
+        Leader(String, u64),
+        /// The request with this view found no leader.
+        NextPeer(String),
+        /// The request with this view found that its region is gone.
+        Forget(String),
+        /// The request with this view got regions: replace v 1/a-f/2 4/f-m/2
+        Replace(String, Vec<String>),
+        /// Starts again with room for this many regions.
+        Capacity(usize),
+    }
+
+    struct Runner {
+        cache: RegionCache,
+        views: BTreeMap<String, Arc<Region>>,
+    }
+
+    fn meta(id: u64, start: &str, end: &str, version: u64, conf_ver: u64) -> metapb::Region {
+        let peers = (1..=3).map(|n| metapb::Peer { id: n, store_id: n, ..Default::default() }).collect();
+        let (start_key, end_key) = (start.to_string().into(), end.to_string().into());
+        let region_epoch = Some(metapb::RegionEpoch { version, conf_ver });
+        metapb::Region { id, start_key, end_key, region_epoch, peers, ..Default::default() }
+    }
+
+    fn show(region: &Region) -> String {
+        let text = |key: &[u8]| String::from_utf8_lossy(key).into_owned();
+        let (start, end, epoch) = (text(&region.start), text(&region.end), region.epoch);
+        let target = region.target().map_or(0, |peer| peer.id);
+        format!("{} [{start}, {end}) epoch {}.{} ask {target}", region.id, epoch.version, epoch.conf_ver)
+    }
+
+    impl Runner {
+        fn view(&self, name: &str) -> Result<Arc<Region>, Box<dyn Error>> {
+            Ok(self.views.get(name).ok_or("no such view")?.clone())
+        }
+
+        fn update(&mut self, view: &str, update: Update) -> Result<(), Box<dyn Error>> {
+            let seen = self.view(view)?;
+            Ok(self.cache.update(&seen, update)?)
+        }
+
+        fn check(&self) {
+            let regions: Vec<_> = self.cache.by_start.values().collect();
+            for pair in regions.windows(2) {
+                assert!(!pair[0].overlaps(pair[1]), "{} overlaps {}", show(pair[0]), show(pair[1]));
+            }
+            assert_eq!(regions.len(), self.cache.starts.len());
+            assert!(regions.iter().all(|region| self.cache.starts[&region.id] == region.start));
+        }
+    }
+
+    impl goldenscript::Runner for Runner {
+        type Command = Command;
+
+        fn run(&mut self, command: &Command, _: &goldenscript::Context) -> Result<String, Box<dyn Error>> {
+            let mut out = String::new();
+            match command {
+                Command::Insert { id, start, end, version, conf_ver, leader } => {
+                    let leader = leader.map(|id| metapb::Peer { id, store_id: id, ..Default::default() });
+                    let meta = meta(*id, start, end, *version, conf_ver.unwrap_or(1));
+                    let region = Region::new(meta, leader.as_ref(), None, BoundaryForm::Plain)?;
+                    writeln!(out, "use {}", show(&self.cache.insert(region)))?;
+                }
+                Command::Lookup(keys) => {
+                    for key in keys {
+                        let found = self.cache.lookup(key.as_bytes());
+                        writeln!(out, "{key}: {}", found.as_deref().map_or("unknown".into(), show))?;
+                    }
+                }
+                Command::Before(keys) => {
+                    for key in keys {
+                        let found = self.cache.lookup_before(key.as_bytes());
+                        writeln!(out, "{key}: {}", found.as_deref().map_or("unknown".into(), show))?;
+                    }
+                }
+                Command::View(name, key) => {
+                    let view = self.cache.lookup(key.as_bytes()).ok_or("unknown key")?;
+                    self.views.insert(name.clone(), view);
+                }
+                Command::Leader(view, id) => {
+                    let leader = metapb::Peer { id: *id, store_id: *id, ..Default::default() };
+                    self.update(view, Update::Leader(leader))?;
+                }
+                Command::NextPeer(view) => self.update(view, Update::NextPeer)?,
+                Command::Forget(view) => self.update(view, Update::Forget)?,
+                Command::Replace(view, regions) => {
+                    let parse = |text: &String| {
+                        let parts: Vec<&str> = text.split(['/', '-']).collect();
+                        let [id, start, end, version] = parts[..] else {
+                            return Err("write id/start-end/version");
+                        };
+                        let number = |text: &str| text.parse().map_err(|_| "not a number");
+                        Ok(meta(number(id)?, start, end, number(version)?, 1))
+                    };
+                    let regions = regions.iter().map(parse).collect::<Result<_, _>>()?;
+                    self.update(view, Update::Replace(regions))?;
+                }
+                Command::Capacity(regions) => self.cache = RegionCache::new(BoundaryForm::Plain, *regions),
+            }
+            self.check();
+            Ok(out)
+        }
+
+        fn end_block(&mut self, _: &goldenscript::Block) -> Result<String, Box<dyn Error>> {
+            let regions: Vec<String> = self.cache.by_start.values().map(|region| show(region)).collect();
+            Ok(format!("cache: {}\n", if regions.is_empty() { "empty".into() } else { regions.join(" | ") }))
+        }
+    }
+
+    fn script(name: &str) {
+        let mut runner = Runner { cache: RegionCache::new(BoundaryForm::Plain, 100), views: BTreeMap::new() };
+        goldenscript::run(&mut runner, format!("tests/scripts/region_cache/{name}")).unwrap();
+    }
+
+    #[test]
+    fn lookups() {
+        script("lookups");
+    }
+
+    #[test]
+    fn news_from_the_scheduler() {
+        script("news_from_the_scheduler");
+    }
+
+    #[test]
+    fn failures_teach() {
+        script("failures_teach");
+    }
+
+    #[test]
+    fn encoded_boundaries_are_decoded() {
+        let mut region = meta(1, "", "", 1, 1);
+        region.start_key = kvproto::key::encode(b"r\0\0\0a").into();
+        let known = Region::new(region.clone(), None, None, BoundaryForm::Encoded).unwrap();
+        assert_eq!(known.start, &b"r\0\0\0a"[..]);
+        region.end_key = Bytes::from_static(b"plain");
+        assert!(Region::new(region, None, None, BoundaryForm::Encoded).is_err());
     }
 }

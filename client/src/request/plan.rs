@@ -50,6 +50,13 @@ impl<'a> At<'a> {
             At::Key(key) | At::Before(key) => key,
         }
     }
+
+    fn is_in(self, region: &Region) -> bool {
+        match self {
+            At::Key(key) => region.contains(key),
+            At::Before(key) => region.contains_before(key),
+        }
+    }
 }
 
 /// One call of the user: what it does, how long it may take, and what it met so far.
@@ -374,12 +381,14 @@ impl Executor {
                 match found {
                     Ok(Some(info)) => {
                         let region = Region::new(info.region, info.leader.as_ref(), None, self.form)?;
-                        return Ok(self.cache.write().insert(region));
+                        let region = self.cache.write().insert(region);
+                        if at.is_in(&region) {
+                            return Ok(region);
+                        }
+                        // The scheduler has not heard of a split that this client knows of.
+                        call.last = Some(missing(at));
                     }
-                    Ok(None) => {
-                        let key = redact::Key(at.key()).to_string();
-                        call.last = Some(Error::RegionMissing { key });
-                    }
+                    Ok(None) => call.last = Some(missing(at)),
                     Err(error) if error.is_retryable() => call.last = Some(error),
                     Err(error) => return Err(call.final_error(error)),
                 }
@@ -417,6 +426,10 @@ impl Executor {
             _ => scheduler.get_prev_region(boundary).await,
         }
     }
+}
+
+fn missing(at: At<'_>) -> Error {
+    Error::RegionMissing { key: redact::Key(at.key()).to_string() }
 }
 
 /// The store's words about a region error, or the error's name when it has none.

@@ -183,3 +183,155 @@ fn is_older(region: &metapb::Region, epoch: &metapb::RegionEpoch) -> bool {
     current.version < epoch.version && current.conf_ver <= epoch.conf_ver
         || current.version <= epoch.version && current.conf_ver < epoch.conf_ver
 }
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error;
+
+    use super::*;
+
+    /// The language of `tests/scripts/retry`: what happened to which attempt.
+    #[derive(goldenscript::Command)]
+    enum Command {
+        /// An attempt at a region of epoch 5.5 failed: fail not_leader leader=2 access=cas attempt=3 left_ms=100
+        Fail {
+            what: String,
+            #[arg(key)]
+            leader: Option<u64>,
+            #[arg(key)]
+            version: Option<u64>,
+            #[arg(key)]
+            hint_ms: Option<u64>,
+            #[arg(key)]
+            access: Option<String>,
+            #[arg(key)]
+            attempt: Option<u32>,
+            #[arg(key)]
+            left_ms: Option<u64>,
+        },
+    }
+
+    struct Runner;
+
+    fn error(what: &str, leader: Option<u64>, version: Option<u64>, hint_ms: u64) -> Option<errorpb::Error> {
+        let mut error = errorpb::Error::default();
+        match what {
+            "not_leader" => {
+                let leader = leader.map(|id| metapb::Peer { id, store_id: id, ..Default::default() });
+                error.not_leader = Some(errorpb::NotLeader { region_id: 1, leader });
+            }
+            "epoch_not_match" => {
+                let region = |version| metapb::Region {
+                    region_epoch: Some(metapb::RegionEpoch { version, conf_ver: 5 }),
+                    ..Default::default()
+                };
+                let current_regions = version.map(region).into_iter().collect();
+                error.epoch_not_match = Some(errorpb::EpochNotMatch { current_regions });
+            }
+            "server_is_busy" => {
+                let busy = errorpb::ServerIsBusy { backoff_ms: hint_ms, ..Default::default() };
+                error.server_is_busy = Some(busy);
+            }
+            "region_not_found" => error.region_not_found = Some(Default::default()),
+            "key_not_in_region" => error.key_not_in_region = Some(Default::default()),
+            "store_not_match" => error.store_not_match = Some(Default::default()),
+            "mismatch_peer_id" => error.mismatch_peer_id = Some(Default::default()),
+            "stale_command" => error.stale_command = Some(Default::default()),
+            "undetermined_result" => error.undetermined_result = Some(Default::default()),
+            "raft_entry_too_large" => {
+                let too_large = errorpb::RaftEntryTooLarge { region_id: 1, entry_size: 9_000_000 };
+                error.raft_entry_too_large = Some(too_large);
+            }
+            "disk_full" => error.disk_full = Some(Default::default()),
+            "region_not_initialized" => error.region_not_initialized = Some(Default::default()),
+            "proposal_in_merging_mode" => error.proposal_in_merging_mode = Some(Default::default()),
+            "is_witness" => error.is_witness = Some(Default::default()),
+            "from_the_future" => error.message = "a kind this client does not know".to_string(),
+            _ => return None,
+        }
+        Some(error)
+    }
+
+    fn show(decision: &Decision) -> String {
+        let update = match &decision.update {
+            Update::Keep => "keep".to_string(),
+            Update::Leader(peer) => format!("leader is {}", peer.id),
+            Update::NextPeer => "next peer".to_string(),
+            Update::Forget => "forget region".to_string(),
+            Update::Replace(regions) => format!("take {} region", regions.len()),
+        };
+        let next = match decision.next {
+            Next::Now => "now".to_string(),
+            Next::After(pause) => format!("after {} us", pause.as_micros()),
+            Next::Undetermined => "give up: undetermined".to_string(),
+            Next::Refused(size) => format!("give up: {size} bytes are too many"),
+            Next::Deadline => "give up: deadline".to_string(),
+        };
+        let reconnect = if decision.reconnect { ", reconnect" } else { "" };
+        let unknown = if decision.unknown { ", may have happened" } else { "" };
+        format!("{update}{reconnect}{unknown}, {next}\n")
+    }
+
+    impl goldenscript::Runner for Runner {
+        type Command = Command;
+
+        fn run(&mut self, command: &Command, _: &goldenscript::Context) -> Result<String, Box<dyn Error>> {
+            let Command::Fail { what, leader, version, hint_ms, access, attempt, left_ms } = command;
+            let access = match access.as_deref() {
+                None | Some("read") => Access::Read,
+                Some("write") => Access::Write,
+                Some("cas") => Access::ConditionalWrite,
+                Some(_) => return Err("access is read, write or cas".into()),
+            };
+            let attempt = Attempt {
+                access,
+                number: attempt.unwrap_or(0),
+                epoch: metapb::RegionEpoch { version: 5, conf_ver: 5 },
+                left: Duration::from_millis(left_ms.unwrap_or(5000)),
+                jitter: 0,
+            };
+            let region_error = error(what, *leader, *version, hint_ms.unwrap_or(0));
+            let failure = match (what.as_str(), &region_error) {
+                (_, Some(error)) => Failure::Region(error),
+                ("not_sent", _) => Failure::NotSent,
+                ("broken", _) => Failure::Broken,
+                ("silent", _) => Failure::Silent,
+                _ => return Err("no such failure".into()),
+            };
+            Ok(show(&decide(failure, &attempt)))
+        }
+    }
+
+    fn script(name: &str) {
+        goldenscript::run(&mut Runner, format!("tests/scripts/retry/{name}")).unwrap();
+    }
+
+    #[test]
+    fn region_errors() {
+        script("region_errors");
+    }
+
+    #[test]
+    fn broken_connections() {
+        script("broken_connections");
+    }
+
+    #[test]
+    fn deadlines() {
+        script("deadlines");
+    }
+
+    #[test]
+    fn a_conditional_write_that_may_have_happened_is_never_sent_again() {
+        let kinds = ["stale_command", "undetermined_result"];
+        let errors: Vec<_> = kinds.iter().map(|kind| error(kind, None, None, 0).unwrap()).collect();
+        let mut failures: Vec<Failure<'_>> = errors.iter().map(Failure::Region).collect();
+        failures.extend([Failure::Broken, Failure::Silent]);
+        for (failure, number) in failures.into_iter().flat_map(|f| (0..5).map(move |n| (f, n))) {
+            let access = Access::ConditionalWrite;
+            let (epoch, left) = (metapb::RegionEpoch::default(), Duration::from_secs(1));
+            let decision = decide(failure, &Attempt { access, number, epoch, left, jitter: 0 });
+            assert_eq!(decision.next, Next::Undetermined, "{failure:?}");
+        }
+    }
+}
