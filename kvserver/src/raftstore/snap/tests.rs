@@ -178,10 +178,13 @@ fn an_interrupted_apply_is_done_again() {
     drop(snaps);
     let snaps = SnapManager::open(&dir.path().join("snap"), SnapConfig::default()).unwrap();
     let to = Store { dir, engine, snaps };
+    assert_eq!(to.files(), ["rev_1_2_3.meta", "rev_1_2_3_raw.sst", "rev_1_2_3_write.sst"]);
     to.apply().unwrap();
     let once = to.contents();
     assert_eq!(once.len(), 3001);
     to.put(Cf::Raw, "d", "written after");
+    // As if ingestion had failed and the process lived on. A link to the same file must not be written through.
+    std::fs::hard_link(&path, &half).unwrap();
     to.apply().unwrap();
     assert_eq!(to.contents(), once);
 }
