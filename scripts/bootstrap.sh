@@ -7,8 +7,8 @@ have() { command -v "$1" >/dev/null 2>&1; }
 # bindgen loads libclang at build time to read RocksDB's header.
 have_libclang() {
     [ -n "${LIBCLANG_PATH:-}" ] && return 0
-    ldconfig -p 2>/dev/null | grep -q 'libclang[-.]' && return 0
-    compgen -G '/usr/lib/llvm-*/lib/libclang*.so*' >/dev/null
+    PATH="$PATH:/sbin:/usr/sbin" ldconfig -p 2>/dev/null | grep -qE 'libclang(-[0-9.]+)?\.so' && return 0
+    compgen -G '/usr/lib/llvm-*/lib/libclang.so*' >/dev/null
 }
 # etcd's messages import google/protobuf/*.proto, which protoc finds beside itself or in /usr/include.
 have_protos() {
@@ -46,7 +46,7 @@ fi
 
 apt() { "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 -qq "$@" </dev/null; }
 echo "bootstrap: apt-get install ${need[*]:-} ${want[*]:-}"
-apt update
+apt update || echo "bootstrap: apt-get update failed; going on with the lists that are here" >&2
 [ ${#need[@]} -eq 0 ] || apt install -y --no-install-recommends "${need[@]}" >/dev/null
 for package in ${want[@]+"${want[@]}"}; do
     apt install -y --no-install-recommends "$package" >/dev/null || echo "bootstrap: no $package here; going on without" >&2
