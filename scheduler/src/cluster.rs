@@ -20,6 +20,7 @@ use crate::error::ClusterError;
 use crate::id::IdSource;
 use crate::keyspace::{self, Keyspaces};
 use crate::kv::records::MetaWrite;
+use crate::schedule::checker::Obstacle;
 use crate::schedule::operator::Operator;
 use crate::schedule::operator_controller::OperatorEvent;
 use crate::schedule::{RegionCommand, ScheduleConfig};
@@ -113,9 +114,14 @@ impl Cluster {
         self.coordinator.operators().get(region_id)
     }
 
-    /// How many operators run, and how many regions wait for a better moment.
-    pub fn backlog(&self) -> (usize, usize) {
-        (self.coordinator.operators().running().count(), self.coordinator.waiting())
+    /// How many operators run.
+    pub fn operators_running(&self) -> usize {
+        self.coordinator.operators().running().count()
+    }
+
+    /// How many regions need something and wait because of this obstacle.
+    pub fn regions_waiting_for(&self, obstacle: Obstacle) -> usize {
+        self.coordinator.waiting_for(obstacle)
     }
 
     /// The state of a store at `now_ms`.

@@ -4,13 +4,13 @@
 //! patrol. The work of one call is bounded: a tick looks at so many regions that a whole patrol takes about
 //! `PATROL_TICKS` ticks, and at most `WAITING_BATCH` of those that wait.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::ops::Bound;
 
 use crate::cluster::Output;
 use crate::core::basic_cluster::BasicCluster;
 use crate::id::IdSource;
-use crate::schedule::checker::{Verdict, replica_checker};
+use crate::schedule::checker::{Obstacle, Verdict, replica_checker};
 use crate::schedule::operator::Cancel;
 use crate::schedule::operator_controller::{self, OperatorController, OperatorEvent};
 use crate::schedule::{ScheduleConfig, View};
@@ -26,7 +26,8 @@ const WAITING_BATCH: usize = 256;
 #[derive(Debug, Default)]
 pub struct Coordinator {
     operators: OperatorController,
-    waiting: BTreeSet<u64>,
+    waiting: BTreeMap<u64, Obstacle>,
+    waiting_by_obstacle: BTreeMap<Obstacle, usize>,
     waiting_cursor: u64,
     patrol_cursor: u64,
 }
@@ -37,14 +38,31 @@ impl Coordinator {
         &self.operators
     }
 
-    /// How many regions wait for a better moment.
-    pub fn waiting(&self) -> usize {
-        self.waiting.len()
+    /// How many regions wait because of this obstacle.
+    pub fn waiting_for(&self, obstacle: Obstacle) -> usize {
+        self.waiting_by_obstacle.get(&obstacle).copied().unwrap_or(0)
+    }
+
+    /// Takes note of what the region waits for, if anything.
+    fn set_waiting(&mut self, region_id: u64, obstacle: Option<Obstacle>) {
+        let former = match obstacle {
+            Some(obstacle) => self.waiting.insert(region_id, obstacle),
+            None => self.waiting.remove(&region_id),
+        };
+        if former == obstacle {
+            return;
+        }
+        if let Some(count) = former.and_then(|former| self.waiting_by_obstacle.get_mut(&former)) {
+            *count -= 1;
+        }
+        if let Some(obstacle) = obstacle {
+            *self.waiting_by_obstacle.entry(obstacle).or_default() += 1;
+        }
     }
 
     /// A region has disappeared.
     pub fn region_gone(&mut self, region_id: u64, out: &mut Output) {
-        self.waiting.remove(&region_id);
+        self.set_waiting(region_id, None);
         if let Some(operator) = self.operators.take(region_id) {
             let (name, cause) = (operator.name(), Cancel::RegionGone);
             out.events.push(OperatorEvent::Cancelled { region_id, name, cause });
@@ -99,19 +117,15 @@ impl Coordinator {
         out: &mut Output,
     ) {
         let Some(region) = basic.regions().get(region_id) else {
-            self.waiting.remove(&region_id);
+            self.set_waiting(region_id, None);
             return;
         };
         let view = View { cluster: basic, operators: &self.operators, config, now_ms };
         match replica_checker::check(&view, region, ids) {
-            Verdict::Healthy => {
-                self.waiting.remove(&region_id);
-            }
-            Verdict::Blocked(_) => {
-                self.waiting.insert(region_id);
-            }
+            Verdict::Healthy => self.set_waiting(region_id, None),
+            Verdict::Blocked(obstacle) => self.set_waiting(region_id, Some(obstacle)),
             Verdict::Mend(operator) => {
-                self.waiting.remove(&region_id);
+                self.set_waiting(region_id, None);
                 let (event, command) = self.operators.start(operator, region, config, now_ms);
                 out.events.push(event);
                 out.commands.extend(command);
@@ -132,8 +146,11 @@ impl Coordinator {
             return;
         }
         let after = self.waiting.range((Bound::Excluded(self.waiting_cursor), Bound::Unbounded));
-        let batch: Vec<u64> =
-            after.chain(self.waiting.range(..=self.waiting_cursor)).take(WAITING_BATCH).copied().collect();
+        let batch: Vec<u64> = after
+            .chain(self.waiting.range(..=self.waiting_cursor))
+            .map(|(id, _)| *id)
+            .take(WAITING_BATCH)
+            .collect();
         for region_id in batch {
             self.waiting_cursor = region_id;
             if self.operators.get(region_id).is_none() {

@@ -20,6 +20,8 @@ pub enum ClusterError {
     UnknownStore(u64),
     #[error("store {0} was removed from the cluster; start the server with an empty data directory")]
     StoreTombstone(u64),
+    #[error("id {0} was not handed out by this scheduler: ask for one with AllocID")]
+    ForeignId(u64),
     #[error("invalid store: {0}")]
     InvalidStore(&'static str),
     #[error(
@@ -58,6 +60,7 @@ impl ClusterError {
             ClusterError::RangeHasGaps => ErrorType::RegionsNotContainAllKeyRange,
             ClusterError::InvalidBootstrap(_)
             | ClusterError::InvalidStore(_)
+            | ClusterError::ForeignId(_)
             | ClusterError::InvalidRegion(_) => ErrorType::InvalidValue,
             ClusterError::UnknownStore(_) | ClusterError::TooFewStores { .. } | ClusterError::Stale(_) => {
                 ErrorType::Unknown

@@ -37,6 +37,11 @@ impl IdWindow {
         self.end - self.next
     }
 
+    /// Whether this id may have been handed out, now or before a restart.
+    pub fn is_issued(&self, id: u64) -> bool {
+        (1..self.next).contains(&id)
+    }
+
     /// The end to save so that at least `count` ids become available.
     pub fn extension(&self, count: u64) -> u64 {
         self.end.saturating_add(WINDOW.max(count))
@@ -75,6 +80,7 @@ mod tests {
         assert_eq!(ids.next_id(), None);
         ids.extended_to(ids.extension(1));
         assert_eq!((ids.next_id(), ids.next_id()), (Some(1), Some(2)));
+        assert_eq!([0, 1, 2, 3].map(|id| ids.is_issued(id)), [false, true, true, false]);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use kvproto::{eraftpb, metapb, pdpb};
 use scheduler::cluster::{Cluster, Output};
 use scheduler::id::IdSource;
 use scheduler::kv::records::MetaWrite;
+use scheduler::schedule::checker::Obstacle;
 use scheduler::schedule::operator_controller::OperatorEvent;
 use scheduler::schedule::{RegionCommand, ScheduleConfig};
 
@@ -325,8 +326,12 @@ impl Runner {
                 self.cluster.operator(region.id()).map_or(String::new(), |o| format!(", {}", o.describe()));
             let _ = writeln!(text, "region {} led by {leader}{operator}", describe(&region.meta));
         }
-        let (running, waiting) = self.cluster.backlog();
-        let _ = writeln!(text, "{running} operators, {waiting} regions wait");
+        for obstacle in Obstacle::ALL {
+            let waiting = self.cluster.regions_waiting_for(obstacle);
+            if waiting > 0 {
+                let _ = writeln!(text, "{waiting} regions wait: {}", obstacle.name());
+            }
+        }
         text
     }
 }

@@ -38,6 +38,7 @@ impl Client {
     }
 
     async fn bootstrap(&mut self, traits: Option<pdpb::ClusterTraits>) -> pdpb::ResponseHeader {
+        self.alloc_id(20).await;
         let peer = metapb::Peer { id: 12, store_id: 1, ..Default::default() };
         let region = metapb::Region {
             id: 11,
@@ -261,6 +262,9 @@ async fn refusals_are_those_that_clients_understand() {
 
     assert_eq!(error_type(client.region(b"").await.header), pdpb::ErrorType::NotBootstrapped);
     client.bootstrap(None).await;
+    let foreign = client.put_store(5000, None).await.error.unwrap();
+    assert_eq!(foreign.r#type(), pdpb::ErrorType::InvalidValue);
+    assert!(foreign.message.contains("id 5000 was not handed out"), "{}", foreign.message);
     let request = pdpb::GetStoreRequest { header: client.header(), store_id: 99 };
     let answer = client.pd.get_store(request).await.unwrap().into_inner();
     assert_eq!((error_type(answer.header), answer.store), (pdpb::ErrorType::Unknown, None));

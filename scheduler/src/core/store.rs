@@ -67,6 +67,15 @@ impl StoreInfo {
         StoreInfo { meta, stats: None, last_seen_ms: now_ms }
     }
 
+    /// The registration as clients get it, with the time of the last heartbeat (unix nanoseconds).
+    pub fn to_wire(&self) -> metapb::Store {
+        let last_heartbeat = self.last_seen_ms.saturating_mul(1_000_000);
+        metapb::Store {
+            last_heartbeat: i64::try_from(last_heartbeat).unwrap_or(i64::MAX),
+            ..self.meta.clone()
+        }
+    }
+
     /// The state at `now_ms`.
     pub fn state(&self, now_ms: u64, limits: SilenceLimits) -> StoreState {
         match self.meta.state() {

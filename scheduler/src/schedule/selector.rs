@@ -13,23 +13,9 @@ use crate::core::store::StoreState;
 pub fn new_peer_store(view: &View<'_>, region: &RegionInfo) -> Option<u64> {
     view.cluster
         .stores()
-        .filter(|store| filter::reject_target(view, region, store).is_none())
+        .filter(|store| filter::accepts_peer(view, region, store))
         .min_by_key(|store| (view.load(store.meta.id), Reverse(store.available()), store.meta.id))
         .map(|store| store.meta.id)
-}
-
-/// Why no store can take a new peer: each store with its reason.
-pub fn explain_no_store(view: &View<'_>, region: &RegionInfo) -> String {
-    let reasons: Vec<String> = view
-        .cluster
-        .stores()
-        .filter(|store| store.meta.state() != metapb::StoreState::Tombstone)
-        .filter_map(|store| {
-            let why = filter::reject_target(view, region, store)?;
-            Some(format!("store {}: {why}", store.meta.id))
-        })
-        .collect();
-    format!("no store can take a peer ({})", reasons.join(", "))
 }
 
 /// The store that takes over leadership from `from`: a healthy voter, with the fewest leaders. Stores that

@@ -19,8 +19,9 @@ use super::heartbeat_streams::{QUEUE_MAX, Sender};
 use super::state::{ChangeError, State};
 use crate::cluster::Cluster;
 use crate::core::region::RegionInfo;
+use crate::core::store::StoreInfo;
 use crate::error::ClusterError;
-use crate::id;
+use crate::id::{self, IdWindow};
 use crate::kv::KvError;
 
 /// How many regions are copied while the cluster is locked.
@@ -44,6 +45,14 @@ pub fn check_cluster(want: u64, header: Option<&pdpb::RequestHeader>) -> Result<
 
 fn unavailable(error: KvError) -> Status {
     Status::unavailable(error.to_string())
+}
+
+/// Ids that this scheduler did not hand out would collide with those it hands out later.
+fn check_issued(ids: &IdWindow, used: impl IntoIterator<Item = u64>) -> Result<(), ClusterError> {
+    match used.into_iter().find(|id| !ids.is_issued(*id)) {
+        Some(id) => Err(ClusterError::ForeignId(id)),
+        None => Ok(()),
+    }
 }
 
 /// A region as clients get it.
@@ -195,7 +204,11 @@ impl Pd for GrpcService {
         let (store, region) = (request.store.unwrap_or_default(), request.region.unwrap_or_default());
         let outcome = self
             .state
-            .change(|cluster, _, now_ms| Ok(((), cluster.bootstrap(now_ms, store, region, request.traits)?)))
+            .change(|cluster, ids, now_ms| {
+                let peers = region.peers.iter().map(|peer| peer.id);
+                check_issued(ids, [store.id, region.id].into_iter().chain(peers))?;
+                Ok(((), cluster.bootstrap(now_ms, store, region, request.traits)?))
+            })
             .await;
         let (header, ()) = self.split(outcome)?;
         if header.as_ref().is_some_and(|header| header.error.is_none()) {
@@ -238,7 +251,7 @@ impl Pd for GrpcService {
         let id = request.store_id;
         let (header, found) = self.look_up(|cluster| {
             let store = cluster.basic().store(id).ok_or(ClusterError::UnknownStore(id))?;
-            Ok(Some((store.meta.clone(), store.stats.clone())))
+            Ok(Some((store.to_wire(), store.stats.clone())))
         })?;
         let (store, stats) = found.map_or((None, None), |(store, stats)| (Some(store), stats));
         Ok(Response::new(pdpb::GetStoreResponse { header, store, stats }))
@@ -254,7 +267,10 @@ impl Pd for GrpcService {
         let (id, address) = (store.id, store.address.clone());
         let outcome = self
             .state
-            .change(|cluster, _, now_ms| Ok(((), cluster.put_store(now_ms, store, traits.as_ref())?)))
+            .change(|cluster, ids, now_ms| {
+                check_issued(ids, [store.id])?;
+                Ok(((), cluster.put_store(now_ms, store, traits.as_ref())?))
+            })
             .await;
         match &outcome {
             Ok(()) => tracing::info!(store_id = id, address, "store registered"),
@@ -273,8 +289,8 @@ impl Pd for GrpcService {
         let (header, stores) = self.look_up(|cluster| {
             let is_wanted =
                 |state| !request.exclude_tombstone_stores || state != kvproto::metapb::StoreState::Tombstone;
-            let stores = cluster.basic().stores().map(|store| &store.meta);
-            Ok(stores.filter(|meta| is_wanted(meta.state())).cloned().collect())
+            let stores = cluster.basic().stores().filter(|store| is_wanted(store.meta.state()));
+            Ok(stores.map(StoreInfo::to_wire).collect())
         })?;
         Ok(Response::new(pdpb::GetAllStoresResponse { header, stores }))
     }

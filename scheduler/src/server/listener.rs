@@ -11,7 +11,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use http::{Request, header};
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
@@ -22,6 +22,8 @@ use tower::ServiceExt;
 
 const CONNECTIONS_MAX: usize = 10_000;
 const FINISH_TIME: Duration = Duration::from_secs(1);
+const PING_INTERVAL: Duration = Duration::from_secs(10);
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long to wait after a failed accept: it usually means that the process has no free file descriptor.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 
@@ -81,7 +83,14 @@ async fn serve_connection(stream: TcpStream, service: Router, stopping: Cancella
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "cannot set TCP_NODELAY");
     }
-    let builder = auto::Builder::new(TokioExecutor::new());
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    // Half-open connections must not keep their places, nor a lost store its stream.
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(PING_INTERVAL);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_TIMEOUT);
     let service = TowerToHyperService::new(service);
     let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);

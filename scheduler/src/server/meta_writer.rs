@@ -124,8 +124,9 @@ fn run(kv: &dyn Kv, mut jobs: mpsc::Receiver<Job>, failure: &OnceLock<KvError>) 
         }
         if let Err(error) = kv.commit(&batch) {
             tracing::error!(%error, "metadata cannot be written: refusing all changes until a restart");
-            // Set before the waiters wake, so that they find the reason.
+            // Both before the waiters wake: they find the reason, and nobody gets a place any more.
             let _first = failure.set(error).is_ok();
+            jobs.close();
             return;
         }
         for done in waiting.drain(..) {

@@ -4,6 +4,7 @@ use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registr
 
 use crate::cluster::Cluster;
 use crate::core::store::StoreState;
+use crate::schedule::checker::Obstacle;
 use crate::schedule::operator_controller::OperatorEvent;
 
 /// See the module.
@@ -19,7 +20,7 @@ pub struct Metrics {
     operators: IntCounterVec,
     operators_running: IntGauge,
     regions: IntGauge,
-    regions_waiting: IntGauge,
+    regions_waiting: IntGaugeVec,
     stores: IntGaugeVec,
 }
 
@@ -50,9 +51,9 @@ impl Metrics {
             operators: add!(vec("operators_total", "Operators by name and event", &["name", "event"])),
             operators_running: add!(IntGauge::new("operators_running", "Operators under way")),
             regions: add!(IntGauge::new("regions", "Known regions")),
-            regions_waiting: add!(IntGauge::new(
-                "regions_waiting",
-                "Regions that need something that is not possible now"
+            regions_waiting: add!(IntGaugeVec::new(
+                Opts::new("regions_waiting", "Regions that need something, by what stands in the way"),
+                &["obstacle"]
             )),
             stores: add!(IntGaugeVec::new(Opts::new("stores", "Stores by state"), &["state"])),
             registry,
@@ -71,9 +72,11 @@ impl Metrics {
 
     /// Brings the gauges up to date.
     pub fn refresh(&self, cluster: &Cluster, now_ms: u64) {
-        let (running, waiting) = cluster.backlog();
-        self.operators_running.set(running as i64);
-        self.regions_waiting.set(waiting as i64);
+        self.operators_running.set(cluster.operators_running() as i64);
+        for obstacle in Obstacle::ALL {
+            let waiting = cluster.regions_waiting_for(obstacle);
+            self.regions_waiting.with_label_values(&[obstacle.name()]).set(waiting as i64);
+        }
         self.regions.set(cluster.basic().regions().len() as i64);
         for state in StoreState::ALL {
             let stores = cluster.basic().stores().filter(|store| cluster.store_state(store, now_ms) == state);

@@ -4,14 +4,14 @@
 //! the state, make an id window and a timestamp window durable, and only then serve. At the end: streams end,
 //! connections finish, the last writes reach the disk.
 
-pub mod grpc_service;
-pub mod heartbeat_streams;
+pub(crate) mod grpc_service;
+mod heartbeat_streams;
 mod http_api;
 mod http_json;
 mod listener;
-pub mod meta_writer;
+pub(crate) mod meta_writer;
 mod metrics;
-pub mod state;
+pub(crate) mod state;
 
 use std::hash::{BuildHasher, Hasher};
 use std::net::SocketAddr;

@@ -1,4 +1,4 @@
 //! Timestamps: the arithmetic (`oracle`, pure) and the stream that hands them out (`service`).
 
 pub mod oracle;
-pub mod service;
+pub(crate) mod service;

@@ -6,7 +6,7 @@
 
 use kvproto::metapb;
 
-use super::Verdict;
+use super::{Obstacle, Verdict};
 use crate::core::region::RegionInfo;
 use crate::core::store::StoreState;
 use crate::id::IdSource;
@@ -16,10 +16,10 @@ use crate::schedule::{View, selector};
 /// Says what `region` needs.
 pub fn check(view: &View<'_>, region: &RegionInfo, ids: &mut dyn IdSource) -> Verdict {
     if region.leader.is_none() {
-        return Verdict::Blocked("no leader has reported".into());
+        return Verdict::Blocked(Obstacle::NoLeader);
     }
     if region.is_joint() {
-        return Verdict::Blocked("a joint membership change is under way".into());
+        return Verdict::Blocked(Obstacle::Joint);
     }
     let checks = [check_learners, check_lost_voters, check_missing, check_surplus];
     for check in checks {
@@ -43,7 +43,7 @@ fn check_learners(view: &View<'_>, region: &RegionInfo, _ids: &mut dyn IdSource)
     if view.is_healthy(region, learner) {
         return mend_or_block(view, Some(builder::promote_learner(view, region, learner)));
     }
-    Verdict::Blocked(format!("learner {} on store {} has not caught up", learner.id, learner.store_id))
+    Verdict::Blocked(Obstacle::LearnerLags)
 }
 
 /// Whether another store should be tried instead of waiting for the learner.
@@ -101,7 +101,7 @@ fn check_surplus(view: &View<'_>, region: &RegionInfo, _ids: &mut dyn IdSource) 
         healthy += usize::from(view.is_healthy(region, other));
     }
     if healthy <= voters / 2 {
-        return Verdict::Blocked(format!("removing peer {} would leave no healthy majority", peer.id));
+        return Verdict::Blocked(Obstacle::NoHealthyMajority);
     }
     mend_or_block(view, builder::remove_peer(view, region, "remove-extra-replica", peer))
 }
@@ -114,23 +114,21 @@ fn with_new_peer(
     build: impl FnOnce(metapb::Peer) -> Option<Operator>,
 ) -> Verdict {
     if view.operators.is_full(view.config) {
-        return Verdict::Blocked("too many operators are running".into());
+        return Verdict::Blocked(Obstacle::TooManyOperators);
     }
     let Some(store_id) = selector::new_peer_store(view, region) else {
-        return Verdict::Blocked(selector::explain_no_store(view, region));
+        return Verdict::Blocked(Obstacle::NoStore);
     };
     let Some(id) = ids.next_id() else {
-        return Verdict::Blocked("no id is available until the id window is saved".into());
+        return Verdict::Blocked(Obstacle::NoId);
     };
     mend_or_block(view, build(metapb::Peer { id, store_id, ..Default::default() }))
 }
 
 fn mend_or_block(view: &View<'_>, operator: Option<Operator>) -> Verdict {
     match operator {
-        Some(_) if view.operators.is_full(view.config) => {
-            Verdict::Blocked("too many operators are running".into())
-        }
+        Some(_) if view.operators.is_full(view.config) => Verdict::Blocked(Obstacle::TooManyOperators),
         Some(operator) => Verdict::Mend(operator),
-        None => Verdict::Blocked("no healthy voter can take over the leadership".into()),
+        None => Verdict::Blocked(Obstacle::NoNewLeader),
     }
 }
