@@ -32,7 +32,12 @@ pub fn now() -> Now {
 
 /// Seconds of the wall clock since 1970, for expiry of raw values and heartbeats.
 pub fn unix_seconds() -> u64 {
+    unix_millis() / 1_000
+}
+
+/// Milliseconds of the wall clock since 1970.
+pub fn unix_millis() -> u64 {
     #[expect(clippy::disallowed_methods, reason = "this file is the clock")]
     let now = SystemTime::now();
-    now.duration_since(UNIX_EPOCH).map(|d| d.as_secs()).unwrap_or(0)
+    now.duration_since(UNIX_EPOCH).map(|d| d.as_millis() as u64).unwrap_or(0)
 }

@@ -1,0 +1,264 @@
+//! The gRPC service of a store: every command as a call of its own, and the way into the batched stream.
+//!
+//! Unary handlers count, admit and time; the work itself is in `convert::raw`. A request that finds the server
+//! full waits a while and is then shed with a typed error.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use kvproto::kvrpcpb as pb;
+use kvproto::raft_serverpb::{Done, RaftMessage, SnapshotChunk};
+use kvproto::tikvpb::tikv_server::Tikv;
+use kvproto::tikvpb::{BatchCommandsRequest, BatchRaftMessage};
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::admission::{Admission, Cost, Permit};
+use super::batch_service::BatchStream;
+use super::convert::raw::{RawCommands, RawWrite};
+use super::convert::{Failure, Reply, region_error};
+use super::raft_service;
+use crate::clock;
+use crate::error::RegionError;
+use crate::metrics::{Command, Metrics};
+use crate::storage::store::RaftIngress;
+
+/// How long a request waits for room before it is shed. Shorter than the patience of every client.
+pub const ADMISSION_WAIT: Duration = Duration::from_millis(1_000);
+
+/// A healthy store's slow score.
+const SLOW_SCORE: i32 = 1;
+
+/// The service. Clones share everything.
+#[derive(Clone)]
+pub struct KvService {
+    pub(super) shared: Arc<Shared>,
+}
+
+/// What all requests of a server use.
+pub struct Shared {
+    pub raw: RawCommands,
+    pub admission: Arc<Admission>,
+    pub metrics: Arc<Metrics>,
+    pub ingress: Option<Arc<dyn RaftIngress>>,
+    pub store_id: u64,
+    /// Cancelled when the server stops; streams end then, for they would never do so by themselves.
+    pub stop: CancellationToken,
+    feedbacks: AtomicU64,
+}
+
+impl KvService {
+    pub fn new(
+        raw: RawCommands,
+        admission: Arc<Admission>,
+        metrics: Arc<Metrics>,
+        ingress: Option<Arc<dyn RaftIngress>>,
+        store_id: u64,
+        stop: CancellationToken,
+    ) -> KvService {
+        let feedbacks = AtomicU64::new(0);
+        KvService { shared: Arc::new(Shared { raw, admission, metrics, ingress, store_id, stop, feedbacks }) }
+    }
+
+    /// Admits, runs and times one request.
+    async fn run<R: Reply>(
+        &self,
+        command: Command,
+        bytes: usize,
+        work: impl Future<Output = R>,
+    ) -> Result<Response<R>, Status> {
+        let started = clock::now();
+        let reply = match self.shared.admit(Cost { requests: 1, bytes }).await {
+            Ok(_permit) => work.await,
+            Err(busy) => R::failed(busy),
+        };
+        self.shared.metrics.observe(command, clock::now().since(started) / 1_000, 1);
+        Ok(Response::new(reply))
+    }
+
+    async fn write<W: RawWrite>(
+        &self,
+        command: Command,
+        request: Request<W>,
+    ) -> Result<Response<W::Reply>, Status> {
+        let (request, now) = (request.into_inner(), clock::unix_seconds());
+        let bytes = request.bytes();
+        let work = async {
+            if request.for_cas() {
+                return self.shared.raw.write_latched(request, now).await;
+            }
+            let (tx, rx) = tokio::sync::oneshot::channel();
+            // The receiver is gone when the client hung up; the write goes on.
+            self.shared.raw.write(&request, now, move |reply| drop(tx.send(reply)));
+            rx.await.unwrap_or_else(|_| W::Reply::failed(stopping()))
+        };
+        self.run(command, bytes, work).await
+    }
+}
+
+impl Shared {
+    /// Waits for room; the failure says that the server is busy.
+    pub async fn admit(&self, cost: Cost) -> Result<Permit, Failure> {
+        if let Some(permit) = self.admission.try_enter(cost) {
+            return Ok(permit);
+        }
+        match tokio::time::timeout(ADMISSION_WAIT, self.admission.enter(cost)).await {
+            Ok(permit) => Ok(permit),
+            Err(_) => Err(self.shed()),
+        }
+    }
+
+    /// Counts a request that is sent away, and says why.
+    pub fn shed(&self) -> Failure {
+        self.metrics.shed.inc();
+        let reason = "too many requests in flight on this store".into();
+        Failure::Region(Box::new(region_error(RegionError::ServerIsBusy { reason })))
+    }
+
+    /// What clients are told about this store's health.
+    pub fn health_feedback(&self) -> pb::HealthFeedback {
+        let feedback_seq_no = self.feedbacks.fetch_add(1, Ordering::Relaxed) + 1;
+        pb::HealthFeedback { store_id: self.store_id, feedback_seq_no, slow_score: SLOW_SCORE }
+    }
+}
+
+fn stopping() -> Failure {
+    let unknown = RegionError::Undetermined("the server is stopping".into());
+    Failure::Region(Box::new(region_error(unknown)))
+}
+
+#[tonic::async_trait]
+impl Tikv for KvService {
+    async fn raw_get(
+        &self,
+        request: Request<pb::RawGetRequest>,
+    ) -> Result<Response<pb::RawGetResponse>, Status> {
+        let (request, now) = (request.into_inner(), clock::unix_seconds());
+        self.run(Command::RawGet, 0, self.shared.raw.get(request, now)).await
+    }
+
+    async fn raw_batch_get(
+        &self,
+        request: Request<pb::RawBatchGetRequest>,
+    ) -> Result<Response<pb::RawBatchGetResponse>, Status> {
+        let (request, now) = (request.into_inner(), clock::unix_seconds());
+        self.run(Command::RawBatchGet, 0, self.shared.raw.batch_get(request, now)).await
+    }
+
+    async fn raw_put(
+        &self,
+        request: Request<pb::RawPutRequest>,
+    ) -> Result<Response<pb::RawPutResponse>, Status> {
+        self.write(Command::RawPut, request).await
+    }
+
+    async fn raw_batch_put(
+        &self,
+        request: Request<pb::RawBatchPutRequest>,
+    ) -> Result<Response<pb::RawBatchPutResponse>, Status> {
+        self.write(Command::RawBatchPut, request).await
+    }
+
+    async fn raw_delete(
+        &self,
+        request: Request<pb::RawDeleteRequest>,
+    ) -> Result<Response<pb::RawDeleteResponse>, Status> {
+        self.write(Command::RawDelete, request).await
+    }
+
+    async fn raw_batch_delete(
+        &self,
+        request: Request<pb::RawBatchDeleteRequest>,
+    ) -> Result<Response<pb::RawBatchDeleteResponse>, Status> {
+        self.write(Command::RawBatchDelete, request).await
+    }
+
+    async fn raw_delete_range(
+        &self,
+        request: Request<pb::RawDeleteRangeRequest>,
+    ) -> Result<Response<pb::RawDeleteRangeResponse>, Status> {
+        self.write(Command::RawDeleteRange, request).await
+    }
+
+    async fn raw_scan(
+        &self,
+        request: Request<pb::RawScanRequest>,
+    ) -> Result<Response<pb::RawScanResponse>, Status> {
+        let (request, now) = (request.into_inner(), clock::unix_seconds());
+        self.run(Command::RawScan, 0, self.shared.raw.scan(request, now)).await
+    }
+
+    async fn raw_batch_scan(
+        &self,
+        request: Request<pb::RawBatchScanRequest>,
+    ) -> Result<Response<pb::RawBatchScanResponse>, Status> {
+        let (request, now) = (request.into_inner(), clock::unix_seconds());
+        self.run(Command::RawBatchScan, 0, self.shared.raw.batch_scan(request, now)).await
+    }
+
+    async fn raw_get_key_ttl(
+        &self,
+        request: Request<pb::RawGetKeyTtlRequest>,
+    ) -> Result<Response<pb::RawGetKeyTtlResponse>, Status> {
+        let (request, now) = (request.into_inner(), clock::unix_seconds());
+        self.run(Command::RawGetTtl, 0, self.shared.raw.get_ttl(request, now)).await
+    }
+
+    async fn raw_checksum(
+        &self,
+        request: Request<pb::RawChecksumRequest>,
+    ) -> Result<Response<pb::RawChecksumResponse>, Status> {
+        let (request, now) = (request.into_inner(), clock::unix_seconds());
+        self.run(Command::RawChecksum, 0, self.shared.raw.checksum(request, now)).await
+    }
+
+    async fn raw_compare_and_swap(
+        &self,
+        request: Request<pb::RawCasRequest>,
+    ) -> Result<Response<pb::RawCasResponse>, Status> {
+        let (request, now) = (request.into_inner(), clock::unix_seconds());
+        let bytes = request.key.len() + request.value.len();
+        self.run(Command::RawCas, bytes, self.shared.raw.compare_and_swap(request, now)).await
+    }
+
+    type BatchCommandsStream = BatchStream;
+
+    async fn batch_commands(
+        &self,
+        request: Request<Streaming<BatchCommandsRequest>>,
+    ) -> Result<Response<BatchStream>, Status> {
+        Ok(Response::new(BatchStream::new(self.shared.clone(), request.into_inner())))
+    }
+
+    async fn raft(&self, request: Request<Streaming<RaftMessage>>) -> Result<Response<Done>, Status> {
+        raft_service::raft(&self.shared, request.into_inner()).await
+    }
+
+    async fn batch_raft(
+        &self,
+        request: Request<Streaming<BatchRaftMessage>>,
+    ) -> Result<Response<Done>, Status> {
+        raft_service::batch_raft(&self.shared, request.into_inner()).await
+    }
+
+    async fn snapshot(&self, request: Request<Streaming<SnapshotChunk>>) -> Result<Response<Done>, Status> {
+        raft_service::snapshot(&self.shared, request.into_inner()).await
+    }
+
+    /// No timestamp is known to be safe for stale reads: 0 makes clients read from leaders.
+    async fn get_store_safe_ts(
+        &self,
+        _request: Request<pb::StoreSafeTsRequest>,
+    ) -> Result<Response<pb::StoreSafeTsResponse>, Status> {
+        Ok(Response::new(pb::StoreSafeTsResponse { safe_ts: 0 }))
+    }
+
+    async fn get_health_feedback(
+        &self,
+        _request: Request<pb::GetHealthFeedbackRequest>,
+    ) -> Result<Response<pb::GetHealthFeedbackResponse>, Status> {
+        let health_feedback = Some(self.shared.health_feedback());
+        Ok(Response::new(pb::GetHealthFeedbackResponse { health_feedback, ..Default::default() }))
+    }
+}

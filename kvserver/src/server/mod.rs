@@ -1,0 +1,228 @@
+//! The server: listeners, services and their life, from start to a graceful stop.
+//!
+//! Start order: listeners (so that a taken port is found before anything is written), the store, the services.
+//! Stop order: leaders leave, streams and listeners end, the store flushes and closes.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tonic::codec::CompressionEncoding;
+use tonic::service::Routes;
+use tonic::transport::server::TcpIncoming;
+
+use crate::clock;
+use crate::config::{Compression, Config, ConfigError};
+use crate::metrics::Metrics;
+use crate::storage::store::Store;
+use crate::txn::raw::Raw;
+
+pub mod admission;
+pub mod batch_service;
+pub mod convert;
+pub mod health;
+pub mod kv_service;
+pub mod raft_service;
+pub mod read_pool;
+mod standalone;
+mod standalone_pd;
+mod standalone_tso;
+pub mod status;
+
+use admission::{Admission, Cost};
+use convert::raw::RawCommands;
+use kv_service::KvService;
+use kvproto::tikvpb::tikv_server::TikvServer;
+use read_pool::ReadPool;
+use status::StatusPages;
+
+/// HTTP/2 windows: room for a batch of requests in flight without a round trip to ask for more.
+const STREAM_WINDOW: u32 = 2 << 20;
+const CONNECTION_WINDOW: u32 = 4 << 20;
+/// Calls at once on one connection.
+const STREAMS_MAX: u32 = 1 << 16;
+/// Calls that clients gave up and the server has not seen yet; a client with a deadline makes many.
+const RESET_STREAMS_MAX: usize = 1 << 16;
+/// How long open calls may take to end when the server stops.
+const DRAIN: Duration = Duration::from_secs(3);
+
+/// Why a server did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error("cannot listen on {addr}: {cause}")]
+    Listen { addr: String, cause: std::io::Error },
+    #[error("cannot set up metrics: {0}")]
+    Metrics(#[from] prometheus::Error),
+    #[error("{0}")]
+    Store(String),
+}
+
+/// A running server. Dropping it leaves it running until the runtime ends: call [`Server::shutdown`].
+pub struct Server {
+    addr: SocketAddr,
+    status_addr: Option<SocketAddr>,
+    pd_addr: Option<SocketAddr>,
+    store: Arc<dyn Store>,
+    stop: CancellationToken,
+    tasks: JoinSet<()>,
+}
+
+/// Sockets that are taken before anything else happens.
+struct Listeners {
+    grpc: TcpListener,
+    status: Option<TcpListener>,
+}
+
+impl Listeners {
+    /// Binds, and puts the ports that the system chose into the configuration.
+    async fn bind(config: &mut Config) -> Result<Listeners, StartError> {
+        let grpc = bind(&config.server.addr).await?;
+        if config.server.advertise_addr == config.server.addr || config.server.advertise_addr.is_empty() {
+            config.server.advertise_addr = local(&grpc)?.to_string();
+        }
+        config.server.addr = local(&grpc)?.to_string();
+        let status = match config.server.status_addr.as_str() {
+            "" => None,
+            addr => Some(bind(addr).await?),
+        };
+        if let Some(status) = &status {
+            config.server.status_addr = local(status)?.to_string();
+        }
+        Ok(Listeners { grpc, status })
+    }
+}
+
+async fn bind(addr: &str) -> Result<TcpListener, StartError> {
+    TcpListener::bind(addr).await.map_err(|cause| StartError::Listen { addr: addr.into(), cause })
+}
+
+fn local(listener: &TcpListener) -> Result<SocketAddr, StartError> {
+    listener.local_addr().map_err(|cause| StartError::Listen { addr: "a bound socket".into(), cause })
+}
+
+impl Server {
+    /// Where gRPC listens.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Where the status pages are.
+    pub fn status_addr(&self) -> Option<SocketAddr> {
+        self.status_addr
+    }
+
+    /// Where a standalone server's scheduler service listens.
+    pub fn pd_addr(&self) -> Option<SocketAddr> {
+        self.pd_addr
+    }
+
+    pub fn store_id(&self) -> u64 {
+        self.store.store_id()
+    }
+
+    pub fn cluster_id(&self) -> u64 {
+        self.store.cluster_id()
+    }
+
+    /// Why the server should get no requests yet; empty when it should.
+    pub fn not_ready(&self) -> Vec<String> {
+        self.store.not_ready()
+    }
+
+    /// Serves `store` on `listeners`.
+    fn serve(
+        config: Config,
+        listeners: Listeners,
+        store: Arc<dyn Store>,
+        metrics: Arc<Metrics>,
+        role: &'static str,
+    ) -> Result<Server, StartError> {
+        let (addr, status_addr) =
+            (local(&listeners.grpc)?, listeners.status.as_ref().map(local).transpose()?);
+        let max =
+            Cost { requests: config.server.max_requests, bytes: bytes(config.server.max_request_bytes.0) };
+        let admission = Admission::new(max);
+        let runtime = tokio::runtime::Handle::current();
+        let pool = ReadPool::new(runtime, config.readpool.max_thread_count, config.readpool.max_tasks);
+        let raw = Raw::new(store.storage(), Arc::new(pool), bytes(config.raftstore.raft_entry_max_size.0));
+        let stop = CancellationToken::new();
+        let service = KvService::new(
+            RawCommands::new(raw),
+            admission.clone(),
+            metrics.clone(),
+            store.ingress(),
+            store.store_id(),
+            stop.clone(),
+        );
+        let routes = Routes::new(kv_server(service, config.server.grpc_compression_type))
+            .add_service(health::service(store.clone()));
+        let mut tasks = JoinSet::new();
+        tasks.spawn(serve_grpc(listeners.grpc, routes, stop.clone()));
+        if let Some(listener) = listeners.status {
+            let started = clock::now();
+            let store = store.clone();
+            let pages = StatusPages { config, store, admission, metrics, role, started };
+            tasks.spawn(serve_http(listener, status::router(Arc::new(pages)), stop.clone()));
+        }
+        tracing::info!(%addr, store = store.store_id(), cluster = store.cluster_id(), role, "serving");
+        Ok(Server { addr, status_addr, pd_addr: None, store, stop, tasks })
+    }
+
+    /// Stops: leaders leave, open calls end, the store flushes. With `fast` leaders do not leave first.
+    pub async fn shutdown(mut self, fast: bool) -> Result<(), StartError> {
+        if !fast {
+            self.store.leave().await;
+        }
+        self.stop.cancel();
+        let drained = async { while self.tasks.join_next().await.is_some() {} };
+        if tokio::time::timeout(DRAIN, drained).await.is_err() {
+            tracing::warn!("calls that were still open are cut off");
+        }
+        self.tasks.shutdown().await;
+        let store = self.store.clone();
+        let closed = tokio::task::spawn_blocking(move || store.close()).await;
+        closed.map_err(|e| StartError::Store(e.to_string()))?.map_err(StartError::Store)
+    }
+}
+
+fn bytes(n: u64) -> usize {
+    usize::try_from(n).unwrap_or(usize::MAX)
+}
+
+/// Requests may be of any size and compressed; replies are compressed only when this is configured, because
+/// clients of the field offer it always and rarely gain from it.
+fn kv_server(service: KvService, compression: Compression) -> TikvServer<KvService> {
+    let server = TikvServer::new(service)
+        .max_decoding_message_size(usize::MAX)
+        .accept_compressed(CompressionEncoding::Gzip);
+    match compression {
+        Compression::None => server,
+        Compression::Gzip => server.send_compressed(CompressionEncoding::Gzip),
+    }
+}
+
+async fn serve_grpc(listener: TcpListener, routes: Routes, stop: CancellationToken) {
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let served = tonic::transport::Server::builder()
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_concurrent_streams(STREAMS_MAX)
+        .http2_max_pending_accept_reset_streams(Some(RESET_STREAMS_MAX))
+        .add_routes(routes)
+        .serve_with_incoming_shutdown(incoming, stop.cancelled_owned());
+    if let Err(error) = served.await {
+        tracing::error!(%error, "the gRPC listener failed");
+    }
+}
+
+async fn serve_http(listener: TcpListener, router: axum::Router, stop: CancellationToken) {
+    let served = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned());
+    if let Err(error) = served.await {
+        tracing::error!(%error, "the status listener failed");
+    }
+}

@@ -1,0 +1,352 @@
+//! Storage without Raft: one engine, one region that covers everything, one store.
+//!
+//! Owns the committer thread, which writes all waiting requests as one synced batch: while the disk works, the
+//! next batch fills. A write is answered once it is durable and visible.
+//!
+//! Invariants: callbacks are called in the order of the batches; a failed batch fails every write in it, and
+//! none of them is visible; after `close` no write is accepted.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use kvproto::kvrpcpb::ApiVersion;
+use kvproto::metapb;
+use parking_lot::{Condvar, Mutex};
+
+use super::store::{RaftIngress, Store};
+use super::{RegionContext, RegionSnapshot, Storage};
+use crate::engine::{Engine, EngineError, EngineStats, WriteBatch, WriteOptions};
+use crate::error::{RegionError, RegionResult};
+use crate::raftstore::message::write_set::{self, Entry};
+use crate::raftstore::message::{Callback, WriteSet};
+use crate::raftstore::meta::region_view::{RegionMeta, RegionView, ViewRegistry};
+
+/// The only store.
+pub const STORE_ID: u64 = 1;
+/// The only region.
+pub const REGION_ID: u64 = 2;
+/// Its only peer.
+pub const PEER_ID: u64 = 3;
+
+/// Bytes that may wait for the committer.
+const QUEUE_BYTES_MAX: usize = 64 << 20;
+
+/// The region that covers everything.
+pub fn region() -> metapb::Region {
+    metapb::Region {
+        id: REGION_ID,
+        region_epoch: Some(metapb::RegionEpoch { conf_ver: 1, version: 1 }),
+        peers: vec![peer()],
+        ..Default::default()
+    }
+}
+
+/// The peer that always leads it.
+pub fn peer() -> metapb::Peer {
+    metapb::Peer { id: PEER_ID, store_id: STORE_ID, ..Default::default() }
+}
+
+/// The storage. Dropping it stops the committer.
+pub struct StandaloneStorage {
+    engine: Arc<dyn Engine>,
+    api: ApiVersion,
+    region: Arc<RegionMeta>,
+    queue: Arc<Queue>,
+    committer: Mutex<Option<JoinHandle<()>>>,
+}
+
+#[derive(Default)]
+struct Queue {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    waiting: Vec<(Bytes, Callback<()>)>,
+    bytes: usize,
+    closed: bool,
+}
+
+impl StandaloneStorage {
+    /// Serves from `engine`.
+    ///
+    /// # Errors
+    /// When the system gives no thread.
+    pub fn start(engine: Arc<dyn Engine>, api: ApiVersion) -> std::io::Result<Arc<StandaloneStorage>> {
+        let region = Arc::new(RegionMeta { region: region(), start: Bytes::new(), end: Bytes::new() });
+        let queue = Arc::new(Queue::default());
+        let (thread_engine, thread_queue) = (engine.clone(), queue.clone());
+        let committer = std::thread::Builder::new()
+            .name("committer".into())
+            .spawn(move || commit_loop(&*thread_engine, &thread_queue))?;
+        let committer = Mutex::new(Some(committer));
+        Ok(Arc::new(StandaloneStorage { engine, api, region, queue, committer }))
+    }
+
+    /// Refuses requests that are meant for another store, region or state of the region.
+    fn check(&self, ctx: &RegionContext) -> RegionResult<()> {
+        if ctx.store_id != 0 && ctx.store_id != STORE_ID {
+            return Err(RegionError::StoreNotMatch { requested: ctx.store_id, actual: STORE_ID });
+        }
+        if ctx.region_id != REGION_ID {
+            return Err(RegionError::RegionNotFound { region_id: ctx.region_id });
+        }
+        if ctx.peer_id != 0 && ctx.peer_id != PEER_ID {
+            return Err(RegionError::MismatchPeerId { requested: ctx.peer_id, actual: PEER_ID });
+        }
+        if ctx.version != self.region.version() {
+            return Err(RegionError::EpochNotMatch { current: vec![self.region.region.clone()] });
+        }
+        Ok(())
+    }
+
+    fn snapshot(&self) -> RegionSnapshot {
+        RegionSnapshot { snapshot: self.engine.snapshot(), region: self.region.clone() }
+    }
+
+    /// Answers what waits, and stops. Later writes are refused.
+    pub fn stop(&self) {
+        let mut state = self.queue.state.lock();
+        state.closed = true;
+        self.queue.changed.notify_one();
+        drop(state);
+        if let Some(committer) = self.committer.lock().take()
+            && committer.join().is_err()
+        {
+            tracing::error!("the committer thread panicked");
+        }
+    }
+}
+
+impl Storage for StandaloneStorage {
+    fn api(&self) -> ApiVersion {
+        self.api
+    }
+
+    fn region(&self, ctx: &RegionContext) -> RegionResult<Arc<RegionMeta>> {
+        self.check(ctx)?;
+        Ok(self.region.clone())
+    }
+
+    fn lease_snapshot(&self, ctx: &RegionContext) -> RegionResult<Option<RegionSnapshot>> {
+        self.check(ctx)?;
+        Ok(Some(self.snapshot()))
+    }
+
+    fn confirm(&self, ctx: &RegionContext, done: Callback<()>) {
+        done.call(self.check(ctx));
+    }
+
+    fn confirmed_snapshot(&self, ctx: &RegionContext) -> RegionResult<RegionSnapshot> {
+        self.check(ctx)?;
+        Ok(self.snapshot())
+    }
+
+    fn write(&self, ctx: &RegionContext, write: WriteSet, done: Callback<()>) {
+        if let Err(error) = self.check(ctx) {
+            return done.call(Err(error));
+        }
+        let data = write.seal(self.region.version());
+        let mut state = self.queue.state.lock();
+        let refused = if state.closed {
+            Some("the store is stopping")
+        } else if state.bytes + data.len() > QUEUE_BYTES_MAX && !state.waiting.is_empty() {
+            Some("too many writes wait for the disk")
+        } else {
+            None
+        };
+        if let Some(reason) = refused {
+            drop(state);
+            return done.call(Err(RegionError::ServerIsBusy { reason: reason.into() }));
+        }
+        state.bytes += data.len();
+        state.waiting.push((data, done));
+        if state.waiting.len() == 1 {
+            self.queue.changed.notify_one();
+        }
+    }
+}
+
+impl Drop for StandaloneStorage {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// Writes what waits until the queue is closed and empty.
+fn commit_loop(engine: &dyn Engine, queue: &Queue) {
+    let mut taken = Vec::new();
+    loop {
+        let mut state = queue.state.lock();
+        while state.waiting.is_empty() {
+            if state.closed {
+                return;
+            }
+            queue.changed.wait(&mut state);
+        }
+        std::mem::swap(&mut state.waiting, &mut taken);
+        state.bytes = 0;
+        drop(state);
+        commit(engine, &mut taken);
+    }
+}
+
+fn commit(engine: &dyn Engine, taken: &mut Vec<(Bytes, Callback<()>)>) {
+    let mut batch = WriteBatch::new();
+    let mut callbacks = Vec::with_capacity(taken.len());
+    for (data, done) in taken.drain(..) {
+        match changes(&data, &mut batch) {
+            Ok(()) => callbacks.push(done),
+            Err(error) => done.call(Err(refused(&error))),
+        }
+    }
+    let result = engine.write(&batch, WriteOptions { sync: true, no_slowdown: false });
+    if let Err(error) = &result {
+        tracing::error!(%error, "{} writes failed", callbacks.len());
+    }
+    let result = result.map_err(|error| refused(&error));
+    for done in callbacks {
+        done.call(result.clone());
+    }
+}
+
+/// Adds the changes of one write to the batch: all or none.
+fn changes(data: &Bytes, batch: &mut WriteBatch) -> Result<(), EngineError> {
+    let corrupt = |e: write_set::EntryError| EngineError::Corrupt(e.to_string());
+    let Entry::Write { ops, .. } = write_set::decode(data).map_err(corrupt)? else {
+        return Err(EngineError::Corrupt("not a write".into()));
+    };
+    let ops = ops.collect::<Result<Vec<_>, _>>().map_err(corrupt)?;
+    ops.into_iter().for_each(|op| batch.push(op));
+    Ok(())
+}
+
+/// A write that the engine did not take. Nothing of it is visible, but bytes of it may have reached the log of
+/// a failing disk, so nobody can promise that a restart will not find them.
+fn refused(error: &EngineError) -> RegionError {
+    match error {
+        EngineError::Stalled => RegionError::ServerIsBusy { reason: error.to_string() },
+        EngineError::Corrupt(_) => RegionError::Stopped { region_id: REGION_ID, reason: error.to_string() },
+        _ => RegionError::Undetermined(error.to_string()),
+    }
+}
+
+/// The store of a standalone server.
+pub struct StandaloneStore {
+    storage: Arc<StandaloneStorage>,
+    cluster_id: u64,
+    views: Arc<ViewRegistry>,
+}
+
+impl StandaloneStore {
+    /// A store around a storage that was started.
+    pub fn new(storage: Arc<StandaloneStorage>, cluster_id: u64) -> StandaloneStore {
+        let views = Arc::new(ViewRegistry::default());
+        let view = RegionView::new(storage.region.clone(), peer(), Some(peer()), 1, true);
+        views.cell(REGION_ID).publish(Some(view));
+        StandaloneStore { storage, cluster_id, views }
+    }
+}
+
+impl Store for StandaloneStore {
+    fn storage(&self) -> Arc<dyn Storage> {
+        self.storage.clone()
+    }
+
+    fn ingress(&self) -> Option<Arc<dyn RaftIngress>> {
+        None
+    }
+
+    fn views(&self) -> Arc<ViewRegistry> {
+        self.views.clone()
+    }
+
+    fn cluster_id(&self) -> u64 {
+        self.cluster_id
+    }
+
+    fn store_id(&self) -> u64 {
+        STORE_ID
+    }
+
+    fn engine_stats(&self) -> EngineStats {
+        self.storage.engine.stats()
+    }
+
+    fn stalled(&self) -> bool {
+        self.storage.engine.stalled()
+    }
+
+    fn not_ready(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    fn leave(&self) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
+
+    fn close(&self) -> Result<(), String> {
+        self.storage.stop();
+        self.storage.engine.close().map_err(|e| e.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::sync_channel;
+
+    use super::*;
+    use crate::engine::Cf;
+    use crate::engine::mem::MemEngine;
+
+    fn ctx() -> RegionContext {
+        RegionContext { region_id: REGION_ID, version: 1, conf_ver: 1, ..Default::default() }
+    }
+
+    fn put(storage: &StandaloneStorage, ctx: &RegionContext, key: &[u8]) -> RegionResult<()> {
+        let mut write = WriteSet::default();
+        write.put(Cf::Raw, key, &[b"v"]);
+        let (tx, rx) = sync_channel(1);
+        storage.write(ctx, write, Callback::new(move |result| tx.send(result).unwrap()));
+        rx.recv().unwrap()
+    }
+
+    #[test]
+    fn an_acknowledged_write_survives_a_crash() {
+        let engine = Arc::new(MemEngine::new());
+        let storage = StandaloneStorage::start(engine.clone(), ApiVersion::V2).unwrap();
+        put(&storage, &ctx(), b"k").unwrap();
+        engine.crash(0);
+        assert_eq!(engine.get(Cf::Raw, b"k").unwrap(), Some("v".into()));
+    }
+
+    #[test]
+    fn requests_for_others_are_sent_away_with_the_truth() {
+        let engine = Arc::new(MemEngine::new());
+        let storage = StandaloneStorage::start(engine, ApiVersion::V2).unwrap();
+        let refused = |ctx: RegionContext| put(&storage, &ctx, b"k").unwrap_err();
+        let (requested, actual) = (9, STORE_ID);
+        assert_eq!(
+            refused(RegionContext { store_id: 9, ..ctx() }),
+            RegionError::StoreNotMatch { requested, actual }
+        );
+        assert_eq!(
+            refused(RegionContext { region_id: 9, ..ctx() }),
+            RegionError::RegionNotFound { region_id: 9 }
+        );
+        let stale = refused(RegionContext { version: 0, ..ctx() });
+        assert_eq!(stale, RegionError::EpochNotMatch { current: vec![region()] });
+        assert!(storage.lease_snapshot(&RegionContext { peer_id: 9, ..ctx() }).is_err());
+    }
+
+    #[test]
+    fn a_stopped_storage_refuses_writes() {
+        let storage = StandaloneStorage::start(Arc::new(MemEngine::new()), ApiVersion::V2).unwrap();
+        put(&storage, &ctx(), b"k").unwrap();
+        storage.stop();
+        assert!(matches!(put(&storage, &ctx(), b"k"), Err(RegionError::ServerIsBusy { .. })));
+    }
+}

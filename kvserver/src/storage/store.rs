@@ -1,0 +1,56 @@
+//! A running store as the server sees it, whatever keeps its data: what to serve from, whom to tell about
+//! messages of other stores, whether it is ready, and how to stop it.
+
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+use futures::stream::BoxStream;
+use kvproto::raft_serverpb::{RaftMessage, SnapshotChunk};
+use tonic::Status;
+
+use super::Storage;
+use crate::engine::EngineStats;
+use crate::raftstore::meta::region_view::ViewRegistry;
+
+/// Where messages of other stores go in.
+pub trait RaftIngress: Send + Sync + 'static {
+    /// Takes one message. Does not wait; a message for which there is no room is dropped, as on any network.
+    fn message(&self, message: RaftMessage);
+
+    /// Takes a snapshot that another store sends; ends when it is stored and verified.
+    fn snapshot(
+        &self,
+        chunks: BoxStream<'static, Result<SnapshotChunk, Status>>,
+    ) -> BoxFuture<'static, Result<(), Status>>;
+}
+
+/// A store that runs.
+pub trait Store: Send + Sync + 'static {
+    /// Reads and writes of its regions.
+    fn storage(&self) -> Arc<dyn Storage>;
+
+    /// The way in for messages of other stores; `None` for a store that stands alone.
+    fn ingress(&self) -> Option<Arc<dyn RaftIngress>>;
+
+    /// The regions that have a peer here.
+    fn views(&self) -> Arc<ViewRegistry>;
+
+    fn cluster_id(&self) -> u64;
+
+    fn store_id(&self) -> u64;
+
+    /// Figures of the data engine.
+    fn engine_stats(&self) -> EngineStats;
+
+    /// True while the engine makes writers wait.
+    fn stalled(&self) -> bool;
+
+    /// Why the store should get no requests yet; empty when it should.
+    fn not_ready(&self) -> Vec<String>;
+
+    /// Hands leadership to other stores, as far as that goes in reasonable time.
+    fn leave(&self) -> BoxFuture<'_, ()>;
+
+    /// Stops everything and flushes. Blocks; called once, after the last request.
+    fn close(&self) -> Result<(), String>;
+}
