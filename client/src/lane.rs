@@ -25,7 +25,7 @@ use tokio::time::MissedTickBehavior;
 use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 
-use crate::scheduler_client::describe;
+use crate::scheduler_conn::describe;
 
 /// Most requests in one frame.
 const FRAME_REQUESTS: usize = 256;

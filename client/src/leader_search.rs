@@ -12,7 +12,7 @@ use tonic::transport::Channel;
 
 use crate::channel;
 use crate::error::{Error, Result};
-use crate::scheduler_client::{Leader, describe};
+use crate::scheduler_conn::{Leader, describe};
 
 /// Asks all members at once; the first that names a leader is believed.
 pub(crate) async fn find_leader(

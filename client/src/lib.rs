@@ -47,6 +47,7 @@ mod region_cache;
 mod region_heartbeats;
 mod request;
 mod scheduler_client;
+mod scheduler_conn;
 mod store_pool;
 mod tso_batcher;
 

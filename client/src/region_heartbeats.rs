@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 use tonic::Streaming;
 
 use crate::error::{Error, Result};
-use crate::scheduler_client::{Attempt, classify};
+use crate::scheduler_conn::{Attempt, classify};
 
 /// Region heartbeats that wait for the stream; the sender waits when they are full.
 pub(crate) const HEARTBEAT_QUEUE: usize = 256;

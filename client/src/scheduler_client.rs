@@ -1,36 +1,26 @@
-//! The connection to the scheduler: finds the leader, follows it when it moves, and gives every call a deadline.
+//! The scheduler's operations as methods, each with a deadline.
 //!
-//! Owns the current leader's channel. A call that meets a dead or deposed leader asks all known members for the new
-//! one (one search at a time, shared by all callers) and tries again with bounded backoff until its deadline.
-//! Every request but GetMembers carries the cluster id, so that a client never talks to another cluster.
+//! A call that meets a dead or deposed leader asks all known members for the new one and tries again with bounded
+//! backoff until its deadline. Every request but GetMembers carries the cluster id, so that a client never talks to
+//! another cluster.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use bytes::Bytes;
 use kvproto::keyspacepb::keyspace_client::KeyspaceClient;
 use kvproto::keyspacepb::{KeyspaceMeta, LoadKeyspaceRequest};
+use kvproto::metapb;
 use kvproto::pdpb::pd_client::PdClient;
 use kvproto::pdpb::*;
 use kvproto::ts::Timestamp;
-use kvproto::{keyspacepb, metapb};
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Channel;
-use tonic::{Code, Response, Status};
 
-use crate::backoff::{Backoff, Jitter};
-use crate::channel;
 use crate::error::{Error, Result};
-use crate::leader_search::{add_members, find_leader};
 use crate::region_heartbeats::{HEARTBEAT_QUEUE, RegionHeartbeatSender, RegionHeartbeats};
+use crate::scheduler_conn::{Attempt, Inner, classify};
 use crate::tso_batcher;
-
-const RETRY: Backoff = Backoff::from_millis(20, 500);
-/// After a search without a result its error answers everyone for this long.
-const SEARCH_PAUSE: Duration = Duration::from_millis(100);
 
 /// Times of a scheduler connection.
 #[derive(Debug, Clone, Copy)]
@@ -79,29 +69,7 @@ pub struct ClusterConfig {
 #[derive(Clone)]
 pub struct SchedulerClient {
     inner: Arc<Inner>,
-    options: SchedulerOptions,
-}
-
-pub(crate) struct Inner {
-    cluster_id: u64,
-    connect_timeout: Duration,
-    attempt_timeout: Duration,
-    leader: ArcSwap<Leader>,
-    search: Mutex<Search>,
-    tso: OnceLock<mpsc::Sender<tso_batcher::Call>>,
-}
-
-pub(crate) struct Leader {
-    /// Grows with every search that found one.
-    pub(crate) generation: u64,
-    pub(crate) url: String,
-    pub(crate) channel: Channel,
-}
-
-/// What the search for a leader remembers.
-struct Search {
-    channels: BTreeMap<String, Channel>,
-    failed: Option<(Instant, Error)>,
+    timeout: Duration,
 }
 
 impl SchedulerClient {
@@ -113,68 +81,39 @@ impl SchedulerClient {
 
     /// Like [`connect`](Self::connect). Tries until `options.timeout` while no leader answers.
     pub async fn connect_with(endpoints: &[String], options: SchedulerOptions) -> Result<SchedulerClient> {
-        let mut channels = BTreeMap::new();
-        for endpoint in endpoints {
-            let url = channel::url(endpoint)?;
-            channels.insert(url, channel::lazy(endpoint, options.connect_timeout)?);
-        }
-        if channels.is_empty() {
-            return Err(Error::InvalidArgument("no scheduler endpoint was given".to_string()));
-        }
-        let started = Instant::now();
-        let mut jitter = Jitter::from_process();
-        for attempt in 0.. {
-            let left = options.timeout.saturating_sub(started.elapsed());
-            let error = match find_leader(&channels, options.attempt_timeout.min(left)).await {
-                Ok((cluster_id, url, members)) => {
-                    let leader = add_members(&mut channels, url, members, options.connect_timeout)?;
-                    let inner = Inner {
-                        cluster_id,
-                        connect_timeout: options.connect_timeout,
-                        attempt_timeout: options.attempt_timeout,
-                        leader: ArcSwap::from_pointee(leader),
-                        search: Mutex::new(Search { channels, failed: None }),
-                        tso: OnceLock::new(),
-                    };
-                    return Ok(SchedulerClient { inner: Arc::new(inner), options });
-                }
-                Err(error) => error,
-            };
-            let delay = RETRY.delay(attempt, jitter.draw());
-            if !error.is_retryable() || started.elapsed() + delay >= options.timeout {
-                return Err(error);
-            }
-            tokio::time::sleep(delay).await;
-        }
-        unreachable!("the loop ends by returning")
+        let inner = Arc::new(Inner::connect(endpoints, options).await?);
+        Ok(SchedulerClient { inner, timeout: options.timeout })
     }
 
     /// The same connection with another deadline for each call.
     pub fn with_timeout(&self, timeout: Duration) -> SchedulerClient {
         let mut client = self.clone();
-        client.options.timeout = timeout;
+        client.timeout = timeout;
         client
     }
 
     /// Number of the cluster, equal for all its members and never zero.
     pub fn cluster_id(&self) -> u64 {
-        self.inner.cluster_id
+        self.inner.cluster_id()
     }
 
     /// Address of the member that leads, as last seen.
     pub fn leader_url(&self) -> String {
-        self.inner.leader.load().url.clone()
+        self.inner.leader_url()
     }
 
     /// The schedulers of the cluster and which of them leads.
     pub async fn get_members(&self) -> Result<GetMembersResponse> {
-        self.call(|mut pd, _| async move { pd.get_members(GetMembersRequest::default()).await }).await
+        self.inner
+            .call(self.timeout, |mut pd, _| async move { pd.get_members(GetMembersRequest::default()).await })
+            .await
     }
 
     /// Whether a first store has joined.
     pub async fn is_bootstrapped(&self) -> Result<bool> {
         let reply = self
-            .call(|mut pd, header| async move {
+            .inner
+            .call(self.timeout, |mut pd, header| async move {
                 pd.is_bootstrapped(IsBootstrappedRequest { header: Some(header) }).await
             })
             .await?;
@@ -192,18 +131,20 @@ impl SchedulerClient {
     ) -> Result<()> {
         let request =
             BootstrapRequest { header: None, store: Some(store), region: Some(region), traits: Some(traits) };
-        self.call(|mut pd, header| {
-            let request = BootstrapRequest { header: Some(header), ..request.clone() };
-            async move { pd.bootstrap(request).await }
-        })
-        .await
-        .map(|_| ())
+        self.inner
+            .call(self.timeout, |mut pd, header| {
+                let request = BootstrapRequest { header: Some(header), ..request.clone() };
+                async move { pd.bootstrap(request).await }
+            })
+            .await
+            .map(|_| ())
     }
 
     /// Reserves `count` ids that were never handed out and returns the first of them.
     pub async fn alloc_id(&self, count: u32) -> Result<u64> {
         let reply = self
-            .call(|mut pd, header| async move {
+            .inner
+            .call(self.timeout, |mut pd, header| async move {
                 pd.alloc_id(AllocIdRequest { header: Some(header), count }).await
             })
             .await?;
@@ -215,18 +156,20 @@ impl SchedulerClient {
     /// Registers a store or changes its addresses and labels.
     pub async fn put_store(&self, store: metapb::Store, traits: ClusterTraits) -> Result<()> {
         let request = PutStoreRequest { header: None, store: Some(store), traits: Some(traits) };
-        self.call(|mut pd, header| {
-            let request = PutStoreRequest { header: Some(header), ..request.clone() };
-            async move { pd.put_store(request).await }
-        })
-        .await
-        .map(|_| ())
+        self.inner
+            .call(self.timeout, |mut pd, header| {
+                let request = PutStoreRequest { header: Some(header), ..request.clone() };
+                async move { pd.put_store(request).await }
+            })
+            .await
+            .map(|_| ())
     }
 
     /// A store by number. [`Error::StoreNotFound`] when there is none.
     pub async fn get_store(&self, store_id: u64) -> Result<metapb::Store> {
         let reply = self
-            .call(|mut pd, header| async move {
+            .inner
+            .call(self.timeout, |mut pd, header| async move {
                 pd.get_store(GetStoreRequest { header: Some(header), store_id }).await
             })
             .await;
@@ -243,7 +186,8 @@ impl SchedulerClient {
     /// All stores, optionally without those that left the cluster.
     pub async fn get_all_stores(&self, exclude_tombstone: bool) -> Result<Vec<metapb::Store>> {
         let reply = self
-            .call(|mut pd, header| async move {
+            .inner
+            .call(self.timeout, |mut pd, header| async move {
                 let exclude_tombstone_stores = exclude_tombstone;
                 pd.get_all_stores(GetAllStoresRequest { header: Some(header), exclude_tombstone_stores })
                     .await
@@ -254,17 +198,19 @@ impl SchedulerClient {
 
     /// Reports how a store is doing.
     pub async fn store_heartbeat(&self, stats: StoreStats) -> Result<StoreHeartbeatResponse> {
-        self.call(|mut pd, header| {
-            let request = StoreHeartbeatRequest { header: Some(header), stats: Some(stats.clone()) };
-            async move { pd.store_heartbeat(request).await }
-        })
-        .await
+        self.inner
+            .call(self.timeout, |mut pd, header| {
+                let request = StoreHeartbeatRequest { header: Some(header), stats: Some(stats.clone()) };
+                async move { pd.store_heartbeat(request).await }
+            })
+            .await
     }
 
     /// The region that holds `key` (boundary form), or `None` when none is known.
     pub async fn get_region(&self, key: Bytes) -> Result<Option<RegionInfo>> {
         let reply = self
-            .call(|mut pd, header| {
+            .inner
+            .call(self.timeout, |mut pd, header| {
                 let request =
                     GetRegionRequest { header: Some(header), region_key: key.clone(), need_buckets: false };
                 async move { pd.get_region(request).await }
@@ -276,7 +222,8 @@ impl SchedulerClient {
     /// The region right before the one that holds `key` (boundary form).
     pub async fn get_prev_region(&self, key: Bytes) -> Result<Option<RegionInfo>> {
         let reply = self
-            .call(|mut pd, header| {
+            .inner
+            .call(self.timeout, |mut pd, header| {
                 let request =
                     GetRegionRequest { header: Some(header), region_key: key.clone(), need_buckets: false };
                 async move { pd.get_prev_region(request).await }
@@ -288,7 +235,8 @@ impl SchedulerClient {
     /// A region by number, or `None` when none is known.
     pub async fn get_region_by_id(&self, region_id: u64) -> Result<Option<RegionInfo>> {
         let reply = self
-            .call(|mut pd, header| async move {
+            .inner
+            .call(self.timeout, |mut pd, header| async move {
                 let request = GetRegionByIdRequest { header: Some(header), region_id, need_buckets: false };
                 pd.get_region_by_id(request).await
             })
@@ -301,7 +249,8 @@ impl SchedulerClient {
     pub async fn scan_regions(&self, start: Bytes, end: Bytes, limit: u32) -> Result<Vec<RegionInfo>> {
         let limit = i32::try_from(limit).unwrap_or(i32::MAX);
         let reply = self
-            .call(|mut pd, header| {
+            .inner
+            .call(self.timeout, |mut pd, header| {
                 let (start_key, end_key) = (start.clone(), end.clone());
                 let request = ScanRegionsRequest { header: Some(header), start_key, limit, end_key };
                 async move { pd.scan_regions(request).await }
@@ -318,7 +267,8 @@ impl SchedulerClient {
     /// What the cluster is configured to; `traits.api_version` is the API of its raw data.
     pub async fn get_cluster_config(&self) -> Result<ClusterConfig> {
         let reply = self
-            .call(|mut pd, header| async move {
+            .inner
+            .call(self.timeout, |mut pd, header| async move {
                 pd.get_cluster_config(GetClusterConfigRequest { header: Some(header) }).await
             })
             .await?;
@@ -328,7 +278,8 @@ impl SchedulerClient {
     /// A keyspace by name.
     pub async fn load_keyspace(&self, name: &str) -> Result<KeyspaceMeta> {
         let reply = self
-            .call_channel(|channel, header| {
+            .inner
+            .call_channel(self.timeout, |channel, header| {
                 let request = LoadKeyspaceRequest { header: Some(header), name: name.to_string() };
                 async move { KeyspaceClient::new(channel).load_keyspace(request).await }
             })
@@ -349,202 +300,27 @@ impl SchedulerClient {
             let most = tso_batcher::MAX_COUNT;
             return Err(Error::InvalidArgument(format!("{count} timestamps; ask for 1 to {most}")));
         }
-        let inbox = self.inner.tso.get_or_init(|| tso_batcher::spawn(Arc::downgrade(&self.inner)));
-        self.retry(|leader| async move {
-            drop(leader);
-            tso_batcher::request(inbox, count).await.map_err(Attempt::Again)
-        })
-        .await
+        let inbox = self.inner.tso();
+        self.inner
+            .retry(self.timeout, |leader| async move {
+                drop(leader);
+                tso_batcher::request(inbox, count).await.map_err(Attempt::Again)
+            })
+            .await
     }
 
     /// Opens a stream of region heartbeats. The caller opens a new one when it breaks, and then reports all
     /// regions again.
     pub async fn region_heartbeats(&self) -> Result<RegionHeartbeats> {
-        self.retry(|leader| async move {
-            let (sender, queue) = mpsc::channel(HEARTBEAT_QUEUE);
-            let mut pd = PdClient::new(leader.channel.clone());
-            let reply = pd.region_heartbeat(ReceiverStream::new(queue)).await.map_err(classify)?;
-            let sender = RegionHeartbeatSender { header: self.inner.header(), queue: sender };
-            Ok(RegionHeartbeats { sender, receiver: reply.into_inner() })
-        })
-        .await
-    }
-
-    async fn call<T, F, Fut>(&self, request: F) -> Result<T>
-    where
-        T: Reply,
-        F: Fn(PdClient<Channel>, RequestHeader) -> Fut,
-        Fut: Future<Output = std::result::Result<Response<T>, Status>>,
-    {
-        self.call_channel(|channel, header| request(PdClient::new(channel), header)).await
-    }
-
-    async fn call_channel<T, F, Fut>(&self, request: F) -> Result<T>
-    where
-        T: Reply,
-        F: Fn(Channel, RequestHeader) -> Fut,
-        Fut: Future<Output = std::result::Result<Response<T>, Status>>,
-    {
-        let header = self.inner.header();
-        self.retry(|leader| {
-            let reply = request(leader.channel.clone(), header.clone());
-            async move {
-                let reply = reply.await.map_err(classify)?.into_inner();
-                match reply.error() {
-                    None => Ok(reply),
-                    Some(error) => Err(Attempt::Final(header_error(error))),
-                }
-            }
-        })
-        .await
-    }
-
-    /// Runs `attempt` against the leader, and again after looking for a new one while it fails in a way that a
-    /// new leader may cure.
-    async fn retry<T, F, Fut>(&self, attempt: F) -> Result<T>
-    where
-        F: Fn(Arc<Leader>) -> Fut,
-        Fut: Future<Output = std::result::Result<T, Attempt>>,
-    {
-        let started = Instant::now();
-        let mut jitter = None;
-        let mut last = None;
-        for number in 0.. {
-            let left = self.options.timeout.saturating_sub(started.elapsed());
-            if left.is_zero() {
-                break;
-            }
-            let leader = self.inner.leader.load_full();
-            let generation = leader.generation;
-            match tokio::time::timeout(left.min(self.options.attempt_timeout), attempt(leader)).await {
-                Ok(Ok(value)) => return Ok(value),
-                Ok(Err(Attempt::Final(error))) => return Err(error),
-                Ok(Err(Attempt::Again(error))) => last = Some(Box::new(error)),
-                Err(_) => {
-                    let cause = format!("{} does not answer", self.leader_url());
-                    last = Some(Box::new(self.inner.unavailable(cause)));
-                }
-            }
-            let left = self.options.timeout.saturating_sub(started.elapsed());
-            match tokio::time::timeout(left, self.inner.search_leader(generation)).await {
-                // A new leader is asked at once, the first time.
-                Ok(Ok(found)) if found != generation && number == 0 => continue,
-                Ok(Err(error)) if !error.is_retryable() => return Err(error),
-                Ok(Err(error)) => last = Some(Box::new(error)),
-                Ok(Ok(_)) | Err(_) => {}
-            }
-            let jitter = jitter.get_or_insert_with(Jitter::from_process);
-            let left = self.options.timeout.saturating_sub(started.elapsed());
-            tokio::time::sleep(RETRY.delay(number, jitter.draw()).min(left)).await;
-        }
-        Err(Error::Timeout { after: started.elapsed(), last })
-    }
-}
-
-impl Inner {
-    pub(crate) fn header(&self) -> RequestHeader {
-        RequestHeader { cluster_id: self.cluster_id, ..RequestHeader::default() }
-    }
-
-    pub(crate) fn channel(&self) -> Channel {
-        self.leader.load().channel.clone()
-    }
-
-    pub(crate) fn attempt_timeout(&self) -> Duration {
-        self.attempt_timeout
-    }
-
-    fn unavailable(&self, cause: String) -> Error {
-        Error::SchedulerUnavailable { endpoints: self.leader.load().url.clone(), cause }
-    }
-
-    /// Finds the leader unless another caller did since `seen`; returns the current generation.
-    async fn search_leader(&self, seen: u64) -> Result<u64> {
-        let mut search = self.search.lock().await;
-        let current = self.leader.load_full();
-        if current.generation != seen {
-            return Ok(current.generation);
-        }
-        if let Some((at, error)) = &search.failed
-            && at.elapsed() < SEARCH_PAUSE
-        {
-            return Err(error.clone());
-        }
-        let found = match find_leader(&search.channels, self.attempt_timeout).await {
-            Ok((id, ..)) if id != self.cluster_id => Err(Error::ClusterMismatch(format!(
-                "cluster id is {id}, was {} when this client connected",
-                self.cluster_id
-            ))),
-            other => other,
-        };
-        match found {
-            Ok((_, url, members)) => {
-                search.failed = None;
-                let mut leader = add_members(&mut search.channels, url, members, self.connect_timeout)?;
-                if leader.url != current.url {
-                    tracing::info!(from = current.url, to = leader.url, "scheduler leader changed");
-                    leader.generation = seen + 1;
-                    self.leader.store(Arc::new(leader));
-                    return Ok(seen + 1);
-                }
-                Ok(seen)
-            }
-            Err(error) => {
-                search.failed = Some((Instant::now(), error.clone()));
-                Err(error)
-            }
-        }
-    }
-}
-
-/// How an attempt failed.
-pub(crate) enum Attempt {
-    /// Perhaps cured by another leader or by waiting.
-    Again(Error),
-    /// Not cured by trying again.
-    Final(Error),
-}
-
-pub(crate) fn classify(status: Status) -> Attempt {
-    let message = describe(&status);
-    match status.code() {
-        Code::FailedPrecondition if message.contains("mismatch cluster id") => {
-            Attempt::Final(Error::ClusterMismatch(message))
-        }
-        Code::Unavailable
-        | Code::Unknown
-        | Code::Cancelled
-        | Code::DeadlineExceeded
-        | Code::Internal
-        | Code::Aborted
-        | Code::ResourceExhausted => Attempt::Again(Error::SchedulerUnavailable {
-            endpoints: "the leader".to_string(),
-            cause: message,
-        }),
-        code => Attempt::Final(Error::Server(format!("{code:?}: {message}"))),
-    }
-}
-
-/// The status's own words and its innermost cause, which says what the socket met.
-pub(crate) fn describe(status: &Status) -> String {
-    let mut text = status.message().to_string();
-    let mut source = std::error::Error::source(status);
-    while let Some(cause) = source {
-        source = cause.source();
-        if source.is_none() {
-            let cause = cause.to_string();
-            if !text.contains(&cause) {
-                text = format!("{text}: {cause}");
-            }
-        }
-    }
-    text
-}
-
-fn header_error(error: &kvproto::pdpb::Error) -> Error {
-    match error.r#type() {
-        ErrorType::NotBootstrapped => Error::NotBootstrapped,
-        kind => Error::Scheduler { kind, message: error.message.clone() },
+        self.inner
+            .retry(self.timeout, |leader| async move {
+                let (sender, queue) = mpsc::channel(HEARTBEAT_QUEUE);
+                let mut pd = PdClient::new(leader.channel.clone());
+                let reply = pd.region_heartbeat(ReceiverStream::new(queue)).await.map_err(classify)?;
+                let sender = RegionHeartbeatSender { header: self.inner.header(), queue: sender };
+                Ok(RegionHeartbeats { sender, receiver: reply.into_inner() })
+            })
+            .await
     }
 }
 
@@ -564,34 +340,3 @@ fn region_info(reply: Result<GetRegionResponse>) -> Result<Option<RegionInfo>> {
         Err(error) => Err(error),
     }
 }
-
-/// A reply whose header may hold an error.
-trait Reply {
-    fn error(&self) -> Option<&kvproto::pdpb::Error>;
-}
-
-macro_rules! replies {
-    ($($reply:ty),+ $(,)?) => {$(
-        impl Reply for $reply {
-            fn error(&self) -> Option<&kvproto::pdpb::Error> {
-                let error = self.header.as_ref()?.error.as_ref()?;
-                (error.r#type() != ErrorType::Ok).then_some(error)
-            }
-        }
-    )+};
-}
-
-replies!(
-    GetMembersResponse,
-    IsBootstrappedResponse,
-    BootstrapResponse,
-    AllocIdResponse,
-    PutStoreResponse,
-    GetStoreResponse,
-    GetAllStoresResponse,
-    StoreHeartbeatResponse,
-    GetRegionResponse,
-    ScanRegionsResponse,
-    GetClusterConfigResponse,
-    keyspacepb::LoadKeyspaceResponse,
-);

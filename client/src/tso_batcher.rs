@@ -16,7 +16,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
 use crate::error::{Error, Result};
-use crate::scheduler_client::{Attempt, Inner, classify};
+use crate::scheduler_conn::{Attempt, Inner, classify};
 
 /// Most timestamps in one request.
 pub(crate) const MAX_COUNT: u32 = 10_000;

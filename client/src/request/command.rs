@@ -7,7 +7,7 @@ use kvproto::kvrpcpb::*;
 use tonic::Code;
 
 use crate::lane::{Answer, Command, LaneError};
-use crate::scheduler_client::describe;
+use crate::scheduler_conn::describe;
 use crate::store_pool::Store;
 
 /// Why a request has no reply.
