@@ -248,6 +248,41 @@ impl ProcessCluster {
     }
 }
 
+/// A store without Raft that is its own scheduler, on a temporary directory.
+#[derive(Debug)]
+pub struct Standalone {
+    pub store: Store,
+    pub scheduler_address: SocketAddr,
+    _dir: TempDir,
+}
+
+impl Standalone {
+    /// Starts it with this configuration and waits until it is ready.
+    pub fn start(config: &str) -> Result<Self, ClusterError> {
+        let dir = tempfile::Builder::new().prefix("kvasir-").tempdir()?;
+        let [address, status_address, scheduler_address] = [free_address(), free_address(), free_address()];
+        let (name, data_dir) = ("standalone".to_string(), dir.path().join("data"));
+        let mut args = vec!["standalone".to_string()];
+        args.extend(flags(&[
+            ("--addr", &address.to_string()),
+            ("--status-addr", &status_address.to_string()),
+            ("--pd-addr", &scheduler_address.to_string()),
+            ("--data-dir", &data_dir.display().to_string()),
+        ]));
+        args.extend(config_flag(dir.path(), &name, config)?);
+        let log = dir.path().join("standalone.log");
+        let process = Process::start(Launch { name, program: binary("kvserver")?, args, log })?;
+        let mut store = Store { process, address, status_address, data_dir };
+        store.wait_ready()?;
+        Ok(Self { store, scheduler_address, _dir: dir })
+    }
+
+    /// `host:port` of the scheduler service, as clients want it.
+    pub fn endpoint(&self) -> String {
+        self.scheduler_address.to_string()
+    }
+}
+
 /// Every region in the scheduler's list has a leader, `want` voters, and nobody down or behind.
 fn is_replicated(regions: &serde_json::Value, want: usize) -> bool {
     let none = |region: &serde_json::Value, key: &str| region[key].as_array().is_none_or(Vec::is_empty);
