@@ -168,14 +168,23 @@ fn start_logging(config: &Config) -> Result<(), StartError> {
 async fn serve(config: Config, pd_addr: Option<String>) -> Result<(), StartError> {
     let handler = |kind| signal(kind).map_err(|e| StartError::Store(format!("cannot handle signals: {e}")));
     let (mut term, mut int) = (handler(SignalKind::terminate())?, handler(SignalKind::interrupt())?);
-    let server = match pd_addr {
-        None => return Err(StartError::Store("this build serves `kvserver standalone` only".into())),
-        Some(url) => {
-            let addr = url.trim_start_matches("http://").trim_end_matches('/');
-            Server::start_standalone(config, addr).await?
+    let starting = async {
+        match pd_addr {
+            None => Server::start(config).await,
+            Some(url) => {
+                let addr = url.trim_start_matches("http://").trim_end_matches('/');
+                Server::start_standalone(config, addr).await
+            }
         }
     };
+    // A store without its scheduler waits for it: that must be possible to stop.
+    let server = tokio::select! {
+        server = starting => server?,
+        _ = term.recv() => return Ok(()),
+        _ = int.recv() => return Ok(()),
+    };
     tokio::select! {
+        reason = server.failed() => return Err(StartError::Store(reason)),
         _ = term.recv() => {}
         _ = int.recv() => {}
     }

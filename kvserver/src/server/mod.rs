@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::codec::CompressionEncoding;
@@ -22,6 +23,7 @@ use crate::txn::raw::Raw;
 
 pub mod admission;
 pub mod batch_service;
+mod clustered;
 pub mod convert;
 pub mod health;
 pub mod kv_service;
@@ -70,6 +72,8 @@ pub struct Server {
     store: Arc<dyn Store>,
     stop: CancellationToken,
     tasks: JoinSet<()>,
+    /// Why the store cannot go on, once it cannot.
+    failure: watch::Receiver<Option<String>>,
 }
 
 /// Sockets that are taken before anything else happens.
@@ -134,6 +138,16 @@ impl Server {
         self.store.not_ready()
     }
 
+    /// Waits until the store cannot go on, and says why. The process should end then: what it answers may be
+    /// wrong. A store that never fails keeps this waiting.
+    pub async fn failed(&self) -> String {
+        let mut failure = self.failure.clone();
+        match failure.wait_for(|reason| reason.is_some()).await {
+            Ok(reason) => reason.clone().unwrap_or_default(),
+            Err(_) => std::future::pending().await,
+        }
+    }
+
     /// Serves `store` on `listeners`.
     fn serve(
         config: Config,
@@ -141,6 +155,7 @@ impl Server {
         store: Arc<dyn Store>,
         metrics: Arc<Metrics>,
         role: &'static str,
+        failure: watch::Receiver<Option<String>>,
     ) -> Result<Server, StartError> {
         let (addr, status_addr) =
             (local(&listeners.grpc)?, listeners.status.as_ref().map(local).transpose()?);
@@ -170,7 +185,7 @@ impl Server {
             tasks.spawn(serve_http(listener, status::router(Arc::new(pages)), stop.clone()));
         }
         tracing::info!(%addr, store = store.store_id(), cluster = store.cluster_id(), role, "serving");
-        Ok(Server { addr, status_addr, pd_addr: None, store, stop, tasks })
+        Ok(Server { addr, status_addr, pd_addr: None, store, stop, tasks, failure })
     }
 
     /// Stops: leaders leave, open calls end, the store flushes. With `fast` leaders do not leave first.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use kvproto::keyspacepb::keyspace_server::KeyspaceServer;
 use kvproto::pdpb::pd_server::PdServer;
+use tokio::sync::watch;
 use tonic::service::Routes;
 
 use super::standalone_pd::StandalonePd;
@@ -22,7 +23,7 @@ use crate::raftstore::meta::values::{self, StoreIdent};
 use crate::storage::standalone_storage::{STORE_ID, StandaloneStorage, StandaloneStore};
 
 /// Sub-directory with the data.
-const DIRECTORY: &str = "standalone";
+pub(super) const DIRECTORY: &str = "standalone";
 
 impl Server {
     /// Starts a server that is a whole cluster by itself; its scheduler service listens on `pd_addr`.
@@ -44,11 +45,16 @@ impl Server {
         let routes = Routes::new(PdServer::new(pd.clone()))
             .add_service(KeyspaceServer::new(pd))
             .add_service(health::service(store.clone()));
-        let mut server = Server::serve(config, listeners, store, Metrics::new()?, "standalone")?;
+        let mut server = Server::serve(config, listeners, store, Metrics::new()?, "standalone", never())?;
         server.tasks.spawn(serve_grpc(pd_listener, routes, server.stop.clone()));
         server.pd_addr = Some(pd_addr);
         Ok(server)
     }
+}
+
+/// Nothing here is beyond answering with an error.
+fn never() -> watch::Receiver<Option<String>> {
+    watch::channel(None).1
 }
 
 /// Opens the directory, or makes it a new cluster's.

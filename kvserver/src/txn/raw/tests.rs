@@ -3,13 +3,16 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::executor::block_on;
 use kvproto::kvrpcpb::ApiVersion;
 
 use super::*;
 use crate::engine::Engine;
 use crate::engine::mem::MemEngine;
 use crate::storage::standalone_storage::{REGION_ID, StandaloneStorage};
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
+}
 
 /// Runs jobs where they are handed in.
 struct Here;

@@ -1,0 +1,42 @@
+//! Start of a store that is part of a cluster.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use super::{Listeners, Server, StartError, standalone};
+use crate::config::Config;
+use crate::metrics::Metrics;
+use crate::raftstore::raft_worker::Fatal;
+use crate::storage::raft_storage::RaftStore;
+
+impl Server {
+    /// Starts a store of the cluster that `pd.endpoints` leads to. Waits for the scheduler as long as it does not
+    /// answer.
+    pub async fn start(mut config: Config) -> Result<Server, StartError> {
+        config.validate()?;
+        refuse_standalone_data(&config.storage.data_dir)?;
+        let listeners = Listeners::bind(&mut config).await?;
+        let (failed, failure) = watch::channel(None);
+        let fatal: Fatal = Arc::new(move |reason| {
+            tracing::error!(reason, "the store cannot go on");
+            failed.send_replace(Some(reason));
+        });
+        let store = RaftStore::start(&config, fatal).await.map_err(|e| StartError::Store(e.to_string()))?;
+        let metrics = Metrics::new()?;
+        store.counters().register(metrics.registry())?;
+        Server::serve(config, listeners, store, metrics, "store", failure)
+    }
+}
+
+/// A directory of a standalone server has data that no cluster knows of.
+fn refuse_standalone_data(data_dir: &Path) -> Result<(), StartError> {
+    if !data_dir.join(standalone::DIRECTORY).exists() {
+        return Ok(());
+    }
+    Err(StartError::Store(format!(
+        "{} belongs to a standalone server: start it with `kvserver standalone`, or choose another directory",
+        data_dir.display()
+    )))
+}
