@@ -12,6 +12,7 @@ use crate::error::RegionResult;
 use crate::raftstore::message::{Callback, WriteSet};
 use crate::raftstore::meta::region_view::RegionMeta;
 
+pub mod raft_storage;
 pub mod standalone_storage;
 pub mod store;
 

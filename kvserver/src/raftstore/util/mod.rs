@@ -1,4 +1,5 @@
-//! Small pure helpers for regions and epochs.
+//! Small helpers: regions and epochs (pure), background threads.
 
 pub mod epoch;
 pub mod region;
+pub mod worker;

@@ -1,0 +1,423 @@
+//! A store's way into its cluster: its directories, its identity, the first region, its registration.
+//!
+//! Owns the order that makes a crash at any point harmless: the identity is on disk before anything else; the
+//! first region's records are on disk before the scheduler is told of it, so that a cluster never has a region
+//! that no store holds; records of a first region that the cluster did not take are removed again.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use kvproto::kvrpcpb::ApiVersion;
+use kvproto::{metapb, pdpb};
+
+use super::bootstrap::{self, Found};
+use super::config::RaftConfig;
+use super::meta::keys;
+use super::meta::values::{PeerState, StoreIdent};
+use super::peer_storage::INITIAL_INDEX;
+use super::recovery::RecoveryError;
+use super::scheduler_client::{Bootstrap, Error, SchedulerClient};
+use super::snap::{SnapConfig, SnapError, SnapManager};
+use crate::clock;
+use crate::engine::log_store::LogStore;
+use crate::engine::rocks::RocksEngine;
+use crate::engine::{Cf, Engine, EngineConfig, EngineError, RocksLogStore, WriteBatch, WriteOptions};
+
+/// Why a store did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    #[error("cannot use data directory {path}: {cause}")]
+    Directory { path: PathBuf, cause: std::io::Error },
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    #[error(transparent)]
+    Snapshots(#[from] SnapError),
+    #[error(transparent)]
+    Recovery(#[from] RecoveryError),
+    #[error(transparent)]
+    Scheduler(#[from] Error),
+    #[error(
+        "data directory {path} belongs to cluster {ours}, the scheduler to cluster {theirs}; give it the right \
+         scheduler (pd.endpoints), or another data directory"
+    )]
+    OtherCluster { path: PathBuf, ours: u64, theirs: u64 },
+    #[error(
+        "the cluster was created with storage.api = \"v{cluster}\", this store is set to \"v{store}\"; change it here"
+    )]
+    OtherApi { cluster: u32, store: u32 },
+    #[error(
+        "this store has data of cluster {cluster}, which its scheduler says has no stores: the scheduler lost its \
+         metadata; restore that, or start with an empty data directory"
+    )]
+    SchedulerEmpty { cluster: u64 },
+    #[error("cannot start a thread: {0}")]
+    Thread(#[from] std::io::Error),
+    #[error("cannot set up metrics: {0}")]
+    Metrics(#[from] prometheus::Error),
+}
+
+/// What a store keeps its data in.
+#[derive(Clone)]
+pub struct Disk {
+    pub dir: PathBuf,
+    pub engine: Arc<dyn Engine>,
+    pub log: Arc<dyn LogStore>,
+    pub snaps: SnapManager,
+}
+
+impl Disk {
+    /// Opens `db/`, `raft/` and `snap/` in `dir`, which belongs to this process from now on. Blocks.
+    ///
+    /// # Errors
+    /// [`EngineError::InUse`] when another process has it.
+    pub fn open(dir: &Path, engine: &EngineConfig, snap: SnapConfig) -> Result<Disk, NodeError> {
+        std::fs::create_dir_all(dir).map_err(|cause| NodeError::Directory { path: dir.into(), cause })?;
+        Ok(Disk {
+            dir: dir.into(),
+            // The data engine is opened first: its lock stands for the whole directory.
+            engine: Arc::new(RocksEngine::open(&dir.join("db"), engine)?),
+            log: Arc::new(RocksLogStore::open(&dir.join("raft"), engine)?),
+            snaps: SnapManager::open(&dir.join("snap"), snap)?,
+        })
+    }
+}
+
+/// How a store introduces itself.
+#[derive(Clone, Debug, Default)]
+pub struct Introduction {
+    /// host:port that clients and other stores dial.
+    pub address: String,
+    /// host:port of the status pages; empty for none.
+    pub status_address: String,
+    pub labels: Vec<(String, String)>,
+}
+
+impl Introduction {
+    fn store(&self, id: u64) -> metapb::Store {
+        let label =
+            |(key, value): &(String, String)| metapb::StoreLabel { key: key.clone(), value: value.clone() };
+        metapb::Store {
+            id,
+            address: self.address.clone(),
+            peer_address: self.address.clone(),
+            status_address: self.status_address.clone(),
+            labels: self.labels.iter().map(label).collect(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            start_timestamp: i64::try_from(clock::unix_seconds()).unwrap_or(i64::MAX),
+            ..Default::default()
+        }
+    }
+}
+
+/// What every store of the cluster must have in common with this one.
+fn traits(config: &RaftConfig) -> pdpb::ClusterTraits {
+    let ticks = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    pdpb::ClusterTraits {
+        api_version: config.api as i32,
+        raft_tick_ms: u32::try_from(config.tick_ms).unwrap_or(u32::MAX),
+        raft_heartbeat_ticks: ticks(config.heartbeat_ticks),
+        raft_election_ticks: ticks(config.election_ticks),
+    }
+}
+
+/// The number of an API version in the store's identity.
+fn api_number(api: ApiVersion) -> u32 {
+    match api {
+        ApiVersion::V1 | ApiVersion::V1ttl => 1,
+        ApiVersion::V2 | ApiVersion::V3 => 2,
+    }
+}
+
+fn check_api(cluster: u32, store: u32) -> Result<(), NodeError> {
+    if cluster == store { Ok(()) } else { Err(NodeError::OtherApi { cluster, store }) }
+}
+
+/// A store on its way into the cluster.
+pub struct Joining<'a> {
+    pub disk: &'a Disk,
+    pub scheduler: &'a dyn SchedulerClient,
+    pub config: &'a RaftConfig,
+    pub introduction: &'a Introduction,
+}
+
+const SYNCED: WriteOptions = WriteOptions { sync: true, no_slowdown: false };
+
+impl Joining<'_> {
+    /// The store's identity: what is on disk if it fits the cluster, or a new one, which is on disk when this
+    /// returns.
+    pub async fn identify(&self) -> Result<StoreIdent, NodeError> {
+        let theirs = self.scheduler.cluster_id();
+        let api = api_number(self.config.api);
+        if let Some(ident) = bootstrap::load_ident(&*self.disk.engine)? {
+            if ident.cluster_id != theirs {
+                let path = self.disk.dir.clone();
+                return Err(NodeError::OtherCluster { path, ours: ident.cluster_id, theirs });
+            }
+            check_api(ident.api, api)?;
+            return Ok(ident);
+        }
+        if let Some(traits) = self.scheduler.traits().await?
+            && traits != pdpb::ClusterTraits::default()
+        {
+            check_api(api_number(traits.api_version()), api)?;
+        }
+        let store_id = self.scheduler.alloc_id(1).await?;
+        let ident = StoreIdent { cluster_id: theirs, store_id, api };
+        self.disk.engine.write(&bootstrap::ident_record(&ident), SYNCED)?;
+        tracing::info!(store = store_id, cluster = theirs, "a new store");
+        Ok(ident)
+    }
+
+    /// Registers the store, creating the cluster when it is the first. `found` are the regions on disk; the result
+    /// are those that the store serves.
+    pub async fn join(&self, ident: &StoreIdent, found: Vec<Found>) -> Result<Vec<Found>, NodeError> {
+        let store = self.introduction.store(ident.store_id);
+        let traits = traits(self.config);
+        let first = found.iter().find(|f| is_untouched_first(f, ident.store_id)).cloned();
+        let found = if self.scheduler.is_bootstrapped().await? {
+            match first {
+                Some(first) => self.keep_if_known(first, found).await?,
+                None => found,
+            }
+        } else {
+            if first.is_none() && found.iter().any(|f| f.state.state() != PeerState::Tombstone) {
+                return Err(NodeError::SchedulerEmpty { cluster: ident.cluster_id });
+            }
+            self.create_cluster(&store, traits, first).await?
+        };
+        self.scheduler.put_store(store, traits).await?;
+        Ok(found)
+    }
+
+    async fn create_cluster(
+        &self,
+        store: &metapb::Store,
+        traits: pdpb::ClusterTraits,
+        first: Option<Found>,
+    ) -> Result<Vec<Found>, NodeError> {
+        let first = match first {
+            Some(first) => first,
+            None => self.write_first_region(store.id).await?,
+        };
+        let region = first.meta.region.clone();
+        match self.scheduler.bootstrap(store.clone(), region, traits).await? {
+            Bootstrap::Created => {
+                tracing::info!(region = first.meta.region.id, "the cluster is created");
+                Ok(vec![first])
+            }
+            Bootstrap::Exists => self.keep_if_known(first.clone(), vec![first]).await,
+        }
+    }
+
+    async fn write_first_region(&self, store_id: u64) -> Result<Found, NodeError> {
+        let region_id = self.scheduler.alloc_id(2).await?;
+        let region = bootstrap::first_region(region_id, region_id + 1, store_id);
+        let (batch, log) = bootstrap::region_records(&region, &region.peers[0]);
+        let _durable = self.disk.log.append(&log, true)?;
+        self.disk.engine.write(&batch, SYNCED)?;
+        let form = kvproto::key::BoundaryForm::of_raw(self.config.api);
+        let found = bootstrap::load_regions(&*self.disk.engine, form)?;
+        let written = found.into_iter().find(|f| f.meta.region.id == region_id);
+        Ok(written
+            .ok_or_else(|| EngineError::Corrupt("the first region was written and is not there".into()))?)
+    }
+
+    /// A first region that was never used: the cluster has it, or it was created with another store's and this one
+    /// goes.
+    async fn keep_if_known(&self, first: Found, found: Vec<Found>) -> Result<Vec<Found>, NodeError> {
+        let region_id = first.meta.region.id;
+        if self.scheduler.region(region_id).await?.is_some() {
+            return Ok(found);
+        }
+        tracing::info!(
+            region = region_id,
+            "another store created the cluster; removing this store's first region"
+        );
+        let mut batch = WriteBatch::new();
+        batch.delete(Cf::Meta, keys::region_state(region_id));
+        batch.delete(Cf::Meta, keys::apply_state(region_id));
+        self.disk.engine.write(&batch, SYNCED)?;
+        self.disk.log.remove(region_id)?;
+        Ok(found.into_iter().filter(|f| f.meta.region.id != region_id).collect())
+    }
+}
+
+/// True for a first region of this store in which nothing ever happened.
+fn is_untouched_first(found: &Found, store_id: u64) -> bool {
+    let region = &found.meta.region;
+    let initial = bootstrap::first_region(region.id, found.peer.id, store_id);
+    found.state.state() == PeerState::Normal
+        && *region == initial
+        && found.apply.applied_index == INITIAL_INDEX
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+    use futures::future::BoxFuture;
+    use parking_lot::Mutex;
+
+    use super::super::scheduler_client::{HeartbeatStream, Result as SchedulerResult};
+    use super::*;
+    use crate::engine::log_store::MemLogStore;
+    use crate::engine::mem::MemEngine;
+
+    /// A scheduler in memory.
+    #[derive(Default)]
+    struct Scheduler {
+        state: Mutex<State>,
+    }
+
+    #[derive(Default)]
+    struct State {
+        last_id: u64,
+        region: Option<metapb::Region>,
+        traits: Option<pdpb::ClusterTraits>,
+        stores: Vec<metapb::Store>,
+        /// Pretend that another store is faster from now on.
+        rival: bool,
+    }
+
+    impl SchedulerClient for Scheduler {
+        fn cluster_id(&self) -> u64 {
+            77
+        }
+
+        fn is_bootstrapped(&self) -> BoxFuture<'_, SchedulerResult<bool>> {
+            async move { Ok(self.state.lock().region.is_some()) }.boxed()
+        }
+
+        fn bootstrap(
+            &self,
+            store: metapb::Store,
+            region: metapb::Region,
+            traits: pdpb::ClusterTraits,
+        ) -> BoxFuture<'_, SchedulerResult<Bootstrap>> {
+            let mut state = self.state.lock();
+            if state.rival {
+                state.region = Some(bootstrap::first_region(900, 901, 902));
+            }
+            let result = match state.region {
+                Some(_) => Bootstrap::Exists,
+                None => {
+                    (state.region, state.traits) = (Some(region), Some(traits));
+                    state.stores.push(store);
+                    Bootstrap::Created
+                }
+            };
+            async move { Ok(result) }.boxed()
+        }
+
+        fn alloc_id(&self, count: u32) -> BoxFuture<'_, SchedulerResult<u64>> {
+            let mut state = self.state.lock();
+            let first = state.last_id + 1;
+            state.last_id += u64::from(count);
+            async move { Ok(first) }.boxed()
+        }
+
+        fn traits(&self) -> BoxFuture<'_, SchedulerResult<Option<pdpb::ClusterTraits>>> {
+            async move { Ok(self.state.lock().traits) }.boxed()
+        }
+
+        fn put_store(
+            &self,
+            store: metapb::Store,
+            _: pdpb::ClusterTraits,
+        ) -> BoxFuture<'_, SchedulerResult<()>> {
+            self.state.lock().stores.push(store);
+            async move { Ok(()) }.boxed()
+        }
+
+        fn store(&self, store_id: u64) -> BoxFuture<'_, SchedulerResult<metapb::Store>> {
+            async move { Err(Error::StoreNotFound(store_id)) }.boxed()
+        }
+
+        fn region(&self, region_id: u64) -> BoxFuture<'_, SchedulerResult<Option<metapb::Region>>> {
+            async move { Ok(self.state.lock().region.clone().filter(|r| r.id == region_id)) }.boxed()
+        }
+
+        fn store_heartbeat(&self, _: pdpb::StoreStats) -> BoxFuture<'_, SchedulerResult<()>> {
+            async move { Ok(()) }.boxed()
+        }
+
+        fn heartbeats(&self) -> BoxFuture<'_, SchedulerResult<Box<dyn HeartbeatStream>>> {
+            async move { Err(Error::NotBootstrapped) }.boxed()
+        }
+    }
+
+    fn disk(dir: &Path) -> Disk {
+        Disk {
+            dir: dir.into(),
+            engine: Arc::new(MemEngine::new()),
+            log: Arc::new(MemLogStore::new()),
+            snaps: SnapManager::open(dir, SnapConfig::default()).unwrap(),
+        }
+    }
+
+    fn start(disk: &Disk, scheduler: &Scheduler, api: ApiVersion) -> Result<Vec<u64>, NodeError> {
+        let config = RaftConfig { api, ..Default::default() };
+        let introduction = Introduction { address: "s:1".into(), ..Default::default() };
+        let joining = Joining { disk, scheduler, config: &config, introduction: &introduction };
+        let form = kvproto::key::BoundaryForm::of_raw(api);
+        let work = async {
+            let ident = joining.identify().await?;
+            let found = bootstrap::load_regions(&*disk.engine, form)?;
+            let found = joining.join(&ident, found).await?;
+            Ok(found.iter().map(|f| f.meta.region.id).collect())
+        };
+        work.now_or_never().expect("the scheduler answers at once")
+    }
+
+    #[test]
+    fn the_first_store_creates_the_cluster_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let (disk, scheduler) = (disk(dir.path()), Scheduler::default());
+        assert_eq!(start(&disk, &scheduler, ApiVersion::V2).unwrap(), vec![2]);
+        assert_eq!(start(&disk, &scheduler, ApiVersion::V2).unwrap(), vec![2], "a restart keeps it");
+        let state = scheduler.state.lock();
+        assert_eq!(state.last_id, 3, "one store, one region, one peer");
+        assert!(state.stores.iter().all(|s| s.id == 1 && s.address == "s:1"));
+    }
+
+    #[test]
+    fn the_loser_of_the_race_removes_its_region_and_joins() {
+        let dir = tempfile::tempdir().unwrap();
+        let (disk, scheduler) = (disk(dir.path()), Scheduler::default());
+        scheduler.state.lock().rival = true;
+        assert!(start(&disk, &scheduler, ApiVersion::V2).unwrap().is_empty());
+        let form = kvproto::key::BoundaryForm::of_raw(ApiVersion::V2);
+        assert!(bootstrap::load_regions(&*disk.engine, form).unwrap().is_empty());
+        assert_eq!(disk.log.regions().unwrap(), Vec::<u64>::new());
+    }
+
+    #[test]
+    fn a_crash_before_the_scheduler_was_told_goes_on_with_the_same_region() {
+        let dir = tempfile::tempdir().unwrap();
+        let (disk, scheduler) = (disk(dir.path()), Scheduler::default());
+        start(&disk, &scheduler, ApiVersion::V2).unwrap();
+        scheduler.state.lock().region = None;
+        assert_eq!(start(&disk, &scheduler, ApiVersion::V2).unwrap(), vec![2]);
+        assert_eq!(scheduler.state.lock().region.as_ref().map(|r| r.id), Some(2));
+    }
+
+    #[test]
+    fn what_belongs_to_another_cluster_is_refused_with_a_way_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let (disk, scheduler) = (disk(dir.path()), Scheduler::default());
+        let foreign = StoreIdent { cluster_id: 5, store_id: 1, api: 2 };
+        disk.engine.write(&bootstrap::ident_record(&foreign), SYNCED).unwrap();
+        let error = start(&disk, &scheduler, ApiVersion::V2).unwrap_err().to_string();
+        assert!(error.contains("cluster 5") && error.contains("cluster 77"), "{error}");
+    }
+
+    #[test]
+    fn another_api_than_the_clusters_is_refused_before_anything_is_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let (first, second, scheduler) = (disk(dir.path()), disk(dir.path()), Scheduler::default());
+        start(&first, &scheduler, ApiVersion::V2).unwrap();
+        let error = start(&second, &scheduler, ApiVersion::V1).unwrap_err();
+        assert!(matches!(error, NodeError::OtherApi { cluster: 2, store: 1 }), "{error}");
+        assert!(bootstrap::load_ident(&*second.engine).unwrap().is_none());
+        assert!(start(&first, &scheduler, ApiVersion::V1).is_err(), "nor may a store change");
+    }
+}

@@ -1,0 +1,62 @@
+//! Storage over replicated regions: reads from the published views, writes through the raftstore.
+//!
+//! `region_reader` serves reads without a hand-off, `leader_wait` holds requests through an election, `transport`,
+//! `raft_client` and `resolver` carry messages to other stores, `raft_server` takes theirs, `snap_runner` moves
+//! snapshots. `raft_store` puts all of it together, from opening the directory to the graceful stop.
+
+use std::sync::Arc;
+
+use kvproto::kvrpcpb::ApiVersion;
+
+use super::{RegionContext, RegionSnapshot, Storage};
+use crate::error::RegionResult;
+use crate::raftstore::message::{Callback, Propose, ReadRequest, WriteSet};
+use crate::raftstore::meta::region_view::RegionMeta;
+
+pub mod counters;
+mod leader_wait;
+mod raft_client;
+mod raft_server;
+mod raft_store;
+mod region_reader;
+mod resolver;
+mod snap_runner;
+mod store_figures;
+mod transport;
+
+use leader_wait::{LeaderWait, Request};
+pub use raft_store::RaftStore;
+use region_reader::RegionReader;
+
+/// Reads and writes of the regions of one store.
+pub struct RaftStorage {
+    api: ApiVersion,
+    reader: Arc<RegionReader>,
+    wait: Arc<LeaderWait>,
+}
+
+impl Storage for RaftStorage {
+    fn api(&self) -> ApiVersion {
+        self.api
+    }
+
+    fn region(&self, ctx: &RegionContext) -> RegionResult<Arc<RegionMeta>> {
+        self.reader.region(ctx)
+    }
+
+    fn lease_snapshot(&self, ctx: &RegionContext) -> RegionResult<Option<RegionSnapshot>> {
+        self.reader.lease_snapshot(ctx)
+    }
+
+    fn confirm(&self, ctx: &RegionContext, done: Callback<()>) {
+        self.wait.submit(Request::Read(ReadRequest { ctx: *ctx, done }));
+    }
+
+    fn confirmed_snapshot(&self, ctx: &RegionContext) -> RegionResult<RegionSnapshot> {
+        self.reader.confirmed_snapshot(ctx)
+    }
+
+    fn write(&self, ctx: &RegionContext, write: WriteSet, done: Callback<()>) {
+        self.wait.submit(Request::Write(Propose { ctx: *ctx, write, done }));
+    }
+}

@@ -1,0 +1,350 @@
+//! A store of a cluster, put together: opened, brought into the cluster, run, stopped.
+//!
+//! Owns the order. Start: the directory, the scheduler, the identity, what a crash left, the registration, the
+//! raft threads, the talk with the scheduler. The gRPC listener is bound before, since the address is registered
+//! here. Stop: the talk with the scheduler ends, the raft threads finish what has arrived, the background threads
+//! their task at work, then the databases close.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use kvproto::key::BoundaryForm;
+use kvproto::metapb;
+use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
+
+use super::counters::Counters;
+use super::leader_wait::LeaderWait;
+use super::raft_server::RaftServer;
+use super::region_reader::RegionReader;
+use super::resolver::Resolver;
+use super::snap_runner::SnapRunner;
+use super::store_figures::Figures;
+use super::transport::{GrpcTransport, LostStores};
+use super::{RaftStorage, Storage};
+use crate::clock;
+use crate::config::{Config, Placement};
+use crate::engine::EngineStats;
+use crate::raftstore::apply::Applier;
+use crate::raftstore::bootstrap::Found;
+use crate::raftstore::message::{Input, Output, RegionCommand};
+use crate::raftstore::meta::region_view::{RegionView, ViewRegistry};
+use crate::raftstore::meta::values::StoreIdent;
+use crate::raftstore::node::{Disk, Introduction, Joining, NodeError};
+use crate::raftstore::raft_worker::{Fatal, RaftWorker, WorkerOptions};
+use crate::raftstore::raftstore::ShardOptions;
+use crate::raftstore::recovery;
+use crate::raftstore::router::Router;
+use crate::raftstore::runner::Runners;
+use crate::raftstore::runner::region_task::RegionStore;
+use crate::raftstore::runner::scheduler_task::{SchedulerTask, SchedulerTaskOptions};
+use crate::raftstore::scheduler_client::SchedulerClient;
+use crate::raftstore::snap::SnapConfig;
+use crate::raftstore::util::region;
+use crate::raftstore::{RaftConfig, Shard};
+use crate::storage::store::{RaftIngress, Store};
+
+/// How long leaders may take to leave.
+const LEAVE_MS: u64 = 5_000;
+/// How often leaders that are still here are asked again to leave.
+const LEAVE_EVERY: Duration = Duration::from_millis(100);
+/// Pause between attempts to reach the scheduler at start.
+const SCHEDULER_RETRY: Duration = Duration::from_millis(500);
+
+/// A running store.
+pub struct RaftStore {
+    ident: StoreIdent,
+    disk: Disk,
+    storage: Arc<RaftStorage>,
+    ingress: Arc<RaftServer>,
+    views: Arc<ViewRegistry>,
+    router: Router,
+    counters: Counters,
+    scheduler_task: SchedulerTask,
+    figures: Arc<Figures>,
+    runners: Arc<Runners>,
+    worker: Mutex<Option<RaftWorker>>,
+    stopping: CancellationToken,
+}
+
+impl RaftStore {
+    /// Starts a store. `config` is resolved and valid, and its `advertise-addr` and `status-addr` are where this
+    /// store will answer. Waits for the scheduler as long as it does not answer. `fatal` is called when the store
+    /// cannot go on and its process should end. Needs a tokio runtime.
+    pub async fn start(config: &Config, fatal: Fatal) -> Result<Arc<RaftStore>, NodeError> {
+        let disk = open(config).await?;
+        let scheduler = connect(&config.pd.endpoints).await?;
+        let mut raft = config.raft(0);
+        let introduction = introduction(config);
+        let joining =
+            Joining { disk: &disk, scheduler: &*scheduler, config: &raft, introduction: &introduction };
+        let ident = joining.identify().await?;
+        let form = BoundaryForm::of_raw(raft.api);
+        let (engine, log, snaps) = (disk.engine.clone(), disk.log.clone(), disk.snaps.clone());
+        let regions = RegionStore { engine, log, snaps, form };
+        let recovering = regions.clone();
+        let found = blocking(move || Ok(recovery::recover(&recovering)?)).await?;
+        let found = joining.join(&ident, found).await?;
+        raft.seed = ident.store_id;
+        let parts = Parts { disk, scheduler, raft, ident, regions, found, fatal };
+        parts.run(config)
+    }
+
+    /// The way to the core, for looking at a region.
+    pub fn router(&self) -> &Router {
+        &self.router
+    }
+
+    /// Counters of messages and snapshots.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// The views of regions that this store leads.
+    fn led(&self) -> Vec<Arc<RegionView>> {
+        self.views.all().into_iter().filter(|view| view.is_leader()).collect()
+    }
+
+    /// Asks every leader here to hand over; `attempt` picks among the other voters.
+    fn hand_over(&self, led: &[Arc<RegionView>], attempt: usize) {
+        for view in led {
+            let region = &view.meta.region;
+            let others = region.peers.iter().filter(|p| p.id != view.peer.id && !region::is_learner(p));
+            let others: Vec<&metapb::Peer> = others.collect();
+            if others.is_empty() {
+                continue;
+            }
+            let peer = *others[attempt % others.len()];
+            let command = RegionCommand::TransferLeader { peer };
+            let (region_id, epoch) = (region.id, region::epoch(region));
+            if self.router.send(Input::Command { region_id, epoch, command }).is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn leave_all(&self) {
+        self.figures.stopping.cancel();
+        self.scheduler_task.report_store_now();
+        let deadline = clock::now().plus_ms(LEAVE_MS);
+        for attempt in 0.. {
+            let mut led = self.led();
+            led.retain(|view| view.meta.region.peers.iter().filter(|p| !region::is_learner(p)).count() > 1);
+            if led.is_empty() || clock::now() >= deadline {
+                break;
+            }
+            // A transfer gets some time before another peer is tried.
+            if attempt % 5 == 0 {
+                self.hand_over(&led, attempt / 5);
+            }
+            tokio::time::sleep(LEAVE_EVERY).await;
+        }
+    }
+
+    fn stop(&self) -> Result<(), NodeError> {
+        self.stopping.cancel();
+        if let Some(worker) = self.worker.lock().take() {
+            worker.stop();
+        }
+        self.runners.stop();
+        self.disk.log.close()?;
+        self.disk.engine.close()?;
+        Ok(())
+    }
+}
+
+/// Runs what may block away from the async threads.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, NodeError> + Send + 'static,
+) -> Result<T, NodeError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|e| NodeError::Thread(std::io::Error::other(e)))?
+}
+
+async fn open(config: &Config) -> Result<Disk, NodeError> {
+    let snap = SnapConfig {
+        sending_max: u32::try_from(config.server.concurrent_send_snap_limit).unwrap_or(u32::MAX),
+        receiving_max: u32::try_from(config.server.concurrent_recv_snap_limit).unwrap_or(u32::MAX),
+        bytes_per_second: config.server.snap_io_max_bytes_per_sec.0,
+        ..SnapConfig::default()
+    };
+    let (dir, engine) = (config.storage.data_dir.clone(), config.engine());
+    blocking(move || Disk::open(&dir, &engine, snap)).await
+}
+
+/// Connects to the scheduler; tries until it answers.
+async fn connect(endpoints: &[String]) -> Result<Arc<dyn SchedulerClient>, NodeError> {
+    loop {
+        match kvclient::SchedulerClient::connect(endpoints).await {
+            Ok(client) => return Ok(Arc::new(client)),
+            Err(error) if error.is_retryable() => tracing::warn!(%error, "waiting for the scheduler"),
+            Err(error) => return Err(error.into()),
+        }
+        tokio::time::sleep(SCHEDULER_RETRY).await;
+    }
+}
+
+fn introduction(config: &Config) -> Introduction {
+    let address = match config.server.advertise_addr.as_str() {
+        "" => &config.server.addr,
+        advertised => advertised,
+    };
+    Introduction {
+        address: address.into(),
+        status_address: config.server.status_addr.clone(),
+        labels: config.server.labels.clone().into_iter().collect(),
+    }
+}
+
+/// What is at hand once the store belongs to the cluster.
+struct Parts {
+    disk: Disk,
+    scheduler: Arc<dyn SchedulerClient>,
+    raft: RaftConfig,
+    ident: StoreIdent,
+    regions: RegionStore,
+    found: Vec<Found>,
+    fatal: Fatal,
+}
+
+impl Parts {
+    /// Starts the threads and tasks.
+    fn run(self, config: &Config) -> Result<Arc<RaftStore>, NodeError> {
+        let Parts { disk, scheduler, raft, ident, regions, found, fatal } = self;
+        let (store_id, api, form) = (ident.store_id, raft.api, regions.form);
+        let (router, inbox) = Router::new();
+        let stopping = CancellationToken::new();
+        let views = Arc::new(ViewRegistry::default());
+        let (lost, counters) = (LostStores::default(), Counters::new()?);
+        let resolver = Arc::new(Resolver::new(scheduler.clone()));
+        let transfers = SnapRunner::new(
+            store_id,
+            disk.snaps.clone(),
+            resolver.clone(),
+            router.clone(),
+            counters.clone(),
+            stopping.clone(),
+        );
+        let transport =
+            GrpcTransport::new(router.clone(), resolver, lost.clone(), counters.clone(), stopping.clone());
+        let scheduler_task = SchedulerTask::default();
+        let sender = Arc::new(transfers.clone());
+        let runners = Runners::start(regions, router.clone(), scheduler_task.clone(), sender)?;
+        let runners = Arc::new(runners);
+
+        let mut first = Output::default();
+        let options = ShardOptions {
+            config: Arc::new(raft),
+            store_id,
+            engine: disk.engine.clone(),
+            log: disk.log.clone(),
+            views: views.clone(),
+        };
+        let shard = Shard::load(options, found, clock::now(), &mut first)?;
+        let worker = RaftWorker::start(WorkerOptions {
+            store_id,
+            shard,
+            applier: Applier::new(form),
+            first,
+            engine: disk.engine.clone(),
+            log: disk.log.clone(),
+            router: router.clone(),
+            inbox,
+            transport: Arc::new(transport),
+            tasks: runners.clone(),
+            fatal,
+            threaded_log: config.raftstore.log_write == Placement::Threaded,
+            threaded_apply: config.raftstore.apply == Placement::Threaded,
+        })?;
+
+        let figures = Arc::new(Figures {
+            store_id,
+            started: clock::unix_seconds(),
+            disk: disk.clone(),
+            form,
+            views: views.clone(),
+            runners: runners.clone(),
+            stopping: CancellationToken::new(),
+        });
+        // The tasks end with `stopping`; nothing waits for them.
+        scheduler_task.spawn(SchedulerTaskOptions {
+            scheduler,
+            router: router.clone(),
+            figures: figures.clone(),
+            store_interval: Duration::from_millis(
+                config.raftstore.pd_store_heartbeat_tick_interval.as_millis(),
+            ),
+            stopping: stopping.clone(),
+        });
+        let reader = Arc::new(RegionReader::new(store_id, disk.engine.clone(), views.clone(), lost));
+        let wait = LeaderWait::start(reader.clone(), router.clone(), stopping.clone());
+        let storage = Arc::new(RaftStorage { api, reader, wait });
+        let ingress = Arc::new(RaftServer::new(router.clone(), transfers, counters.clone()));
+        let worker = Mutex::new(Some(worker));
+        Ok(Arc::new(RaftStore {
+            ident,
+            disk,
+            storage,
+            ingress,
+            views,
+            router,
+            counters,
+            scheduler_task,
+            figures,
+            runners,
+            worker,
+            stopping,
+        }))
+    }
+}
+
+impl Store for RaftStore {
+    fn storage(&self) -> Arc<dyn Storage> {
+        self.storage.clone()
+    }
+
+    fn ingress(&self) -> Option<Arc<dyn RaftIngress>> {
+        Some(self.ingress.clone())
+    }
+
+    fn views(&self) -> Arc<ViewRegistry> {
+        self.views.clone()
+    }
+
+    fn cluster_id(&self) -> u64 {
+        self.ident.cluster_id
+    }
+
+    fn store_id(&self) -> u64 {
+        self.ident.store_id
+    }
+
+    fn engine_stats(&self) -> EngineStats {
+        self.disk.engine.stats()
+    }
+
+    fn stalled(&self) -> bool {
+        self.disk.engine.stalled()
+    }
+
+    fn not_ready(&self) -> Vec<String> {
+        let mut reasons = Vec::new();
+        if !self.scheduler_task.is_accepted() {
+            reasons.push("the scheduler has not taken a report of this store yet".into());
+        }
+        if self.figures.stopping.is_cancelled() {
+            reasons.push("the store is stopping".into());
+        }
+        reasons
+    }
+
+    fn leave(&self) -> BoxFuture<'_, ()> {
+        self.leave_all().boxed()
+    }
+
+    fn close(&self) -> Result<(), String> {
+        self.stop().map_err(|e| e.to_string())
+    }
+}

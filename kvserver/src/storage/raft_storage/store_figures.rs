@@ -1,0 +1,101 @@
+//! What a store tells the scheduler about itself: space, regions, snapshots.
+
+use std::ffi::CString;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use kvproto::key::BoundaryForm;
+use kvproto::{metapb, pdpb};
+use tokio_util::sync::CancellationToken;
+
+use crate::raftstore::meta::region_view::ViewRegistry;
+use crate::raftstore::node::Disk;
+use crate::raftstore::runner::scheduler_task::StoreFigures;
+use crate::raftstore::runner::{Runners, ranges};
+use crate::raftstore::util::region;
+
+/// See the file's head.
+pub struct Figures {
+    pub store_id: u64,
+    /// Seconds since 1970.
+    pub started: u64,
+    pub disk: Disk,
+    pub form: BoundaryForm,
+    pub views: Arc<ViewRegistry>,
+    pub runners: Arc<Runners>,
+    /// Cancelled once leaders are asked to leave.
+    pub stopping: CancellationToken,
+}
+
+impl StoreFigures for Figures {
+    fn stats(&self) -> pdpb::StoreStats {
+        let (capacity, available) = disk_space(&self.disk.dir).unwrap_or_else(|error| {
+            tracing::warn!(%error, "the file system does not tell its size");
+            (0, 0)
+        });
+        let snapshots = self.disk.snaps.counts();
+        let snapshot_bytes = self.disk.snaps.disk_bytes().unwrap_or_else(|error| {
+            tracing::warn!(%error, "the size of snapshots is not known");
+            0
+        });
+        pdpb::StoreStats {
+            store_id: self.store_id,
+            capacity,
+            available,
+            used_size: self.disk.engine.stats().disk_bytes + self.disk.log.disk_bytes() + snapshot_bytes,
+            region_count: u32::try_from(self.views.all().len()).unwrap_or(u32::MAX),
+            sending_snap_count: snapshots.sending,
+            receiving_snap_count: snapshots.receiving,
+            applying_snap_count: snapshots.applying,
+            start_time: u32::try_from(self.started).unwrap_or(u32::MAX),
+            is_busy: self.disk.engine.stalled(),
+            is_stopping: self.stopping.is_cancelled(),
+            ..Default::default()
+        }
+    }
+
+    fn region_bytes(&self, region: &metapb::Region) -> u64 {
+        // A region whose boundaries cannot be read is not served, and not reported.
+        let Ok(meta) = region::meta(region.clone(), self.form) else { return 0 };
+        let sizes = ranges::of_region(&meta).into_iter().map(|r| {
+            let size = self.disk.engine.approximate_size(r.cf, &r.start, &r.end);
+            size.unwrap_or_else(|error| {
+                tracing::warn!(region = region.id, %error, "the size of a region is not known");
+                0
+            })
+        });
+        sizes.sum()
+    }
+
+    fn after_report(&self) {
+        self.runners.sweep_snapshots();
+    }
+}
+
+/// Bytes of the file system that holds `path`: all, and those still free for this process.
+fn disk_space(path: &Path) -> std::io::Result<(u64, u64)> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut figures = std::mem::MaybeUninit::<libc::statvfs>::uninit();
+    // SAFETY: `path` is a terminated string, and `figures` is large enough for what the call fills in.
+    let rc = unsafe { libc::statvfs(path.as_ptr(), figures.as_mut_ptr()) };
+    if rc != 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    // SAFETY: the call succeeded and so has filled it in.
+    let figures = unsafe { figures.assume_init() };
+    let block = figures.f_frsize as u64;
+    Ok((figures.f_blocks as u64 * block, figures.f_bavail as u64 * block))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_file_system_tells_its_size_and_a_missing_path_is_an_error() {
+        let (capacity, available) = disk_space(Path::new("/")).unwrap();
+        assert!(capacity > 0 && available <= capacity);
+        assert!(disk_space(Path::new("/no/such/directory")).is_err());
+    }
+}
