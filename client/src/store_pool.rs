@@ -60,7 +60,11 @@ impl StorePool {
         if let Some(store) = self.known(store_id) {
             return Ok(store);
         }
-        let _changing = self.changing.lock().await;
+        let Ok(_changing) = tokio::time::timeout_at(deadline.into(), self.changing.lock()).await else {
+            let (address, cause) =
+                ("unknown".to_string(), "the scheduler does not tell its address".to_string());
+            return Err(Error::StoreUnavailable { store_id, address, cause });
+        };
         if let Some(store) = self.known(store_id) {
             return Ok(store);
         }

@@ -30,6 +30,9 @@ pub(crate) trait StoreRequest: Send {
     /// Its answer.
     type Reply: StoreReply;
 
+    /// Whether a reply that the store cut because of its size is understood as such.
+    const CUT_AWARE: bool = false;
+
     /// Takes the region and peer it is meant for.
     fn set_context(&mut self, context: Context);
 
@@ -110,11 +113,13 @@ macro_rules! reply {
 }
 
 macro_rules! batched {
-    ($request:ty, $variant:ident, $reply:ty, $errors:ident, |$this:ident| $bytes:expr) => {
+    ($request:ty, $variant:ident, $reply:ty, $errors:ident, |$this:ident| $bytes:expr $(, $constant:item)?) => {
         reply!($reply, $errors);
 
         impl StoreRequest for $request {
             type Reply = $reply;
+
+            $($constant)?
 
             fn set_context(&mut self, context: Context) {
                 self.context = Some(context);
@@ -168,7 +173,14 @@ batched!(RawPutRequest, RawPut, RawPutResponse, error, |q| q.key.len() + q.value
 batched!(RawBatchPutRequest, RawBatchPut, RawBatchPutResponse, error, |q| pair_bytes(&q.pairs));
 batched!(RawDeleteRequest, RawDelete, RawDeleteResponse, error, |q| q.key.len());
 batched!(RawBatchDeleteRequest, RawBatchDelete, RawBatchDeleteResponse, error, |q| key_bytes(&q.keys));
-batched!(RawScanRequest, RawScan, RawScanResponse, kvs, |q| q.start_key.len() + q.end_key.len());
+batched!(
+    RawScanRequest,
+    RawScan,
+    RawScanResponse,
+    kvs,
+    |q| q.start_key.len() + q.end_key.len(),
+    const CUT_AWARE: bool = true;
+);
 batched!(RawDeleteRangeRequest, RawDeleteRange, RawDeleteRangeResponse, error, |q| q.start_key.len()
     + q.end_key.len());
 unary!(RawGetKeyTtlRequest, raw_get_key_ttl, RawGetKeyTtlResponse);

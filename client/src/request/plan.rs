@@ -14,6 +14,7 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use kvproto::key::BoundaryForm;
 use kvproto::kvrpcpb::{ApiVersion, Context};
+use kvproto::limits::CUT_AWARE_SOURCE;
 use kvproto::redact;
 use parking_lot::RwLock;
 use tokio::sync::Mutex;
@@ -261,6 +262,7 @@ impl Executor {
             region_epoch: Some(region.epoch),
             peer: Some(peer),
             api_version: self.api.into(),
+            request_source: if Q::CUT_AWARE { CUT_AWARE_SOURCE.to_string() } else { String::new() },
             ..Context::default()
         });
         let now = Instant::now();
@@ -370,7 +372,8 @@ impl Executor {
         let lookup = self.hasher.hash_one(at.key()) as usize % LOOKUPS;
         for attempt in 0.. {
             {
-                let _one_at_a_time = self.lookups[lookup].lock().await;
+                let one_at_a_time = tokio::time::timeout(call.left(), self.lookups[lookup].lock()).await;
+                let Ok(_one_at_a_time) = one_at_a_time else { break };
                 if let Some(region) = self.cached(at) {
                     return Ok(region);
                 }

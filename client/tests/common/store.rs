@@ -127,6 +127,7 @@ impl Store {
     }
 
     fn scan(&self, q: RawScanRequest) -> RawScanResponse {
+        assert_eq!(q.context.as_ref().expect("a context").request_source, kvproto::limits::CUT_AWARE_SOURCE);
         let (lower, upper) = if q.reverse { (q.end_key, q.start_key) } else { (q.start_key, q.end_key) };
         let region_error = self.check(q.context.as_ref(), &[&lower]);
         let data = self.world.data.lock();
