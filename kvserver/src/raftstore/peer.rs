@@ -135,6 +135,8 @@ impl Peer {
             pre_vote: true,
             read_only_option: raft::ReadOnlyOption::Safe,
             batch_append: true,
+            // Followers learn of a commit with the next append or heartbeat: nobody reads there.
+            skip_bcast_commit: true,
             ..Default::default()
         };
         let logger = slog::Logger::root(slog::Discard, slog::o!());
