@@ -10,13 +10,12 @@ use raft::{ProgressState, StateRole};
 
 use super::message::input::{MembershipAnswer, RegionReport};
 use super::message::peer_message::Payload;
-use super::message::{Output, PeerMessage, Propose, ReadRequest, RegionCommand, Task};
+use super::message::{Output, PeerMessage, Propose, ReadRequest, RegionCommand, RegionContext, Task};
 use super::peer::{Peer, StoreCtx};
 use super::read_queue;
 use super::util::epoch::is_older;
 use super::util::region::{epoch, is_learner, peer_by_id};
 use crate::error::RegionError;
-use crate::storage::RegionContext;
 
 /// Seconds of silence after which a peer is reported as down.
 const DOWN_AFTER_S: u64 = 10;

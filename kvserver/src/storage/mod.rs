@@ -9,26 +9,13 @@ use kvproto::kvrpcpb::ApiVersion;
 
 use crate::engine::Snapshot;
 use crate::error::RegionResult;
+pub use crate::raftstore::message::RegionContext;
 use crate::raftstore::message::{Callback, WriteSet};
 use crate::raftstore::meta::region_view::RegionMeta;
 
 pub mod raft_storage;
 pub mod standalone_storage;
 pub mod store;
-
-/// Where a client believes its keys to be.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct RegionContext {
-    pub region_id: u64,
-    /// The region version the client knows; checked for every command.
-    pub version: u64,
-    pub conf_ver: u64,
-    /// The peer and store the request was meant for; 0 when the client did not say.
-    pub peer_id: u64,
-    pub store_id: u64,
-    /// The term the client believes in; 0 when it did not say.
-    pub term: u64,
-}
 
 /// A region's data at one instant, at which this store was its leader.
 #[derive(Clone)]

@@ -15,7 +15,20 @@ use super::write_set::WriteSet;
 use crate::raftstore::apply::Applied;
 use crate::raftstore::meta::values::RegionStatus;
 use crate::raftstore::snap::SnapKey;
-use crate::storage::RegionContext;
+
+/// Where a client believes its keys to be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RegionContext {
+    pub region_id: u64,
+    /// The region version the client knows; checked for every command.
+    pub version: u64,
+    pub conf_ver: u64,
+    /// The peer and store the request was meant for; 0 when the client did not say.
+    pub peer_id: u64,
+    pub store_id: u64,
+    /// The term the client believes in; 0 when it did not say.
+    pub term: u64,
+}
 
 /// A write to be replicated.
 #[derive(Debug)]

@@ -11,7 +11,7 @@ pub mod peer_message;
 pub mod write_set;
 
 pub use callback::Callback;
-pub use input::{Input, Propose, ReadRequest, RegionCommand};
+pub use input::{Input, Propose, ReadRequest, RegionCommand, RegionContext};
 pub use output::{LogBatch, Output, Task};
 pub use peer_message::PeerMessage;
 pub use write_set::WriteSet;
