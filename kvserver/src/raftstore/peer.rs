@@ -23,7 +23,7 @@ use super::op::snapshot::ApplyingSnapshot;
 use super::peer_storage::PeerStorage;
 use super::proposal::ProposalQueue;
 use super::read_queue::ReadQueue;
-use super::util::region::{epoch, is_learner};
+use super::util::region::{epoch, is_learner, peer_by_id};
 use crate::clock::Now;
 use crate::engine::log_store::{LogStore, LoggedState};
 use crate::engine::{Engine, EngineError};
@@ -173,6 +173,9 @@ impl Peer {
     }
 
     pub(super) fn set_region(&mut self, region: Arc<RegionMeta>) {
+        if let Some(peer) = peer_by_id(&region.region, self.peer.id) {
+            self.peer = *peer;
+        }
         self.rn.mut_store().region = region;
     }
 

@@ -412,8 +412,10 @@ impl World {
                 continue;
             };
             let stopped = s.stopped.as_ref().map_or(String::new(), |why| format!(" stopped: {why}"));
+            let view = self.stores[&id].views.get(REGION).map(|(_, view)| view.peer.role);
+            let learner = if view == Some(1) { " (learner)" } else { "" };
             self.say(format!(
-                "store {id}: peer {} {} term {} log {}..{} commit {} applied {} voters {:?} learners {:?}{stopped}",
+                "store {id}: peer {}{learner} {} term {} log {}..{} commit {} applied {} voters {:?} learners {:?}{stopped}",
                 s.peer_id,
                 s.role,
                 s.term,
