@@ -10,7 +10,7 @@ use std::ops::Bound;
 use bytes::Bytes;
 use kvproto::metapb;
 
-use super::region::{RegionInfo, ends_after};
+use super::region::RegionInfo;
 
 /// A description that is older than what is known.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -140,23 +140,6 @@ impl RegionTree {
     fn owned(&self, id: u64) -> &RegionInfo {
         self.by_id.get(&id).expect("every start key belongs to a region")
     }
-
-    /// Whether the regions leave no gap in `[start, end)`; the empty `end` is the end of the key space.
-    pub fn covers(&self, start: &[u8], end: &[u8]) -> bool {
-        let mut reached = Bytes::copy_from_slice(start);
-        let mut any = false;
-        for region in self.scan(start, end) {
-            if any && region.meta.start_key != reached || !any && region.meta.start_key > reached {
-                return false;
-            }
-            any = true;
-            reached = region.meta.end_key.clone();
-            if reached.is_empty() {
-                return true;
-            }
-        }
-        any && !end.is_empty() && !ends_after(&Bytes::copy_from_slice(end), &reached)
-    }
 }
 
 fn same_range(a: &metapb::Region, b: &metapb::Region) -> bool {
@@ -227,8 +210,6 @@ mod tests {
         assert_eq!(ids(tree.scan(b"a", b"")), [1, 2, 3]);
         assert_eq!(ids(tree.scan(b"c", b"e")), [2]);
         assert_eq!(ids(tree.scan(b"d", b"f")), [3]);
-        assert!(tree.covers(b"a", b"d") && !tree.covers(b"a", b"f") && tree.covers(b"x", b""));
-        assert!(!tree.covers(b"d", b"e") && !tree.covers(b"d", b""));
     }
 
     #[test]

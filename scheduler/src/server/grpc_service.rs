@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::heartbeat_streams::{QUEUE_MAX, Sender};
+use super::heartbeat_streams::{QUEUE_MAX, Reporter};
 use super::state::{ChangeError, State};
 use crate::cluster::Cluster;
 use crate::core::region::RegionInfo;
@@ -43,7 +43,8 @@ pub fn check_cluster(want: u64, header: Option<&pdpb::RequestHeader>) -> Result<
     }
 }
 
-fn unavailable(error: KvError) -> Status {
+/// The answer when metadata cannot be written.
+pub fn unavailable(error: KvError) -> Status {
     Status::unavailable(error.to_string())
 }
 
@@ -53,6 +54,19 @@ fn check_issued(ids: &IdWindow, used: impl IntoIterator<Item = u64>) -> Result<(
         Some(id) => Err(ClusterError::ForeignId(id)),
         None => Ok(()),
     }
+}
+
+/// Whether regions in key order leave no gap in the range; when the limit has cut them off, in what they reach.
+fn covers(regions: &[pdpb::Region], range: &pdpb::KeyRange, is_cut: bool) -> bool {
+    let mut reached = Some(&range.start_key);
+    for region in regions.iter().filter_map(|region| region.region.as_ref()) {
+        if reached.is_none_or(|reached| region.start_key > *reached) {
+            return false;
+        }
+        // The empty end key is the end of the key space.
+        reached = Some(&region.end_key).filter(|end| !end.is_empty());
+    }
+    is_cut || reached.is_none_or(|reached| !range.end_key.is_empty() && *reached >= range.end_key)
 }
 
 /// A region as clients get it.
@@ -157,15 +171,12 @@ impl GrpcService {
             if limit > 0 && regions.len() >= limit {
                 break;
             }
-            if request.contain_all_key_range {
-                let covers =
-                    |cluster: &Cluster| cluster.basic().regions().covers(&range.start_key, &range.end_key);
-                if !self.state.read(|cluster, _| covers(cluster)) {
-                    return Err(ClusterError::RangeHasGaps);
-                }
-            }
             let left = if limit == 0 { 0 } else { limit - regions.len() };
             let mut found = self.scan(&range.start_key, &range.end_key, left)?;
+            let is_cut = left > 0 && found.len() >= left;
+            if request.contain_all_key_range && !covers(&found, range, is_cut) {
+                return Err(ClusterError::RangeHasGaps);
+            }
             // Ranges next to each other may share a region: it is listed once.
             let id_of = |region: &pdpb::Region| region.region.as_ref().map(|meta| meta.id);
             if regions
@@ -407,83 +418,8 @@ impl Pd for GrpcService {
         request: Request<Streaming<pdpb::RegionHeartbeatRequest>>,
     ) -> Result<Response<Self::RegionHeartbeatStream>, Status> {
         let (sender, commands) = mpsc::channel(QUEUE_MAX);
-        let reporter = Reporter {
-            stream_id: self.state.streams.open(),
-            state: self.state.clone(),
-            sender,
-            bound_to: None,
-        };
-        tokio::spawn(reporter.run(request.into_inner()));
+        tokio::spawn(Reporter::new(self.state.clone(), sender).run(request.into_inner()));
         Ok(Response::new(ReceiverStream::new(commands)))
-    }
-}
-
-/// One region heartbeat stream of a store.
-struct Reporter {
-    stream_id: u64,
-    state: Arc<State>,
-    sender: Sender,
-    bound_to: Option<u64>,
-}
-
-impl Reporter {
-    async fn run(mut self, mut reports: Streaming<pdpb::RegionHeartbeatRequest>) {
-        let stopping = self.state.stopping.clone();
-        loop {
-            let report = tokio::select! {
-                report = reports.next() => report,
-                () = stopping.cancelled() => None,
-            };
-            let Some(report) = report else { break };
-            let outcome = match report {
-                Ok(report) => self.handle(report).await,
-                Err(status) => Err(status),
-            };
-            if let Err(status) = outcome {
-                tracing::debug!(store_id = self.bound_to, %status, "region heartbeat stream ends");
-                // A store that does not read its stream any more learns it from the stream's end.
-                let _unread = self.sender.try_send(Err(status)).is_err();
-                break;
-            }
-        }
-        if let Some(store_id) = self.bound_to {
-            self.state.streams.unbind(store_id, self.stream_id);
-        }
-    }
-
-    async fn handle(&mut self, report: pdpb::RegionHeartbeatRequest) -> Result<(), Status> {
-        check_cluster(self.state.cluster_id(), report.header.as_ref())?;
-        let region_id = report.region.as_ref().map_or(0, |region| region.id);
-        if let Some(store_id) = report.leader.as_ref().map(|leader| leader.store_id)
-            && self.bound_to.is_none()
-        {
-            self.state.streams.bind(store_id, self.stream_id, &self.sender);
-            self.bound_to = Some(store_id);
-        }
-        let outcome = self
-            .state
-            .change(|cluster, ids, now_ms| Ok(((), cluster.region_heartbeat(now_ms, report, ids)?)))
-            .await;
-        let result = match &outcome {
-            Ok(()) => "ok",
-            Err(ChangeError::Cluster(ClusterError::Stale(_))) => "stale",
-            Err(_) => "refused",
-        };
-        self.state.metrics.region_heartbeats.with_label_values(&[result]).inc();
-        match outcome {
-            // A stale report is a late one: the newer one is known already.
-            Ok(()) | Err(ChangeError::Cluster(ClusterError::Stale(_))) => Ok(()),
-            Err(ChangeError::Kv(error)) => Err(unavailable(error)),
-            Err(ChangeError::Cluster(error)) => {
-                let header = pdpb::ResponseHeader { error: Some(error.to_wire()), ..self.state.header() };
-                let refusal =
-                    pdpb::RegionHeartbeatResponse { header: Some(header), region_id, ..Default::default() };
-                if self.sender.try_send(Ok(refusal)).is_err() {
-                    self.state.metrics.commands_dropped.inc();
-                }
-                Ok(())
-            }
-        }
     }
 }
 
@@ -541,5 +477,40 @@ impl kvproto::health::health_server::Health for GrpcService {
             None => ServingStatus::Serving,
         };
         Ok(Response::new(HealthCheckResponse { status: status as i32 }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn regions(ranges: &[(&'static str, &'static str)]) -> Vec<pdpb::Region> {
+        let region = |(start, end): &(&'static str, &'static str)| {
+            let meta = kvproto::metapb::Region {
+                start_key: Bytes::from_static(start.as_bytes()),
+                end_key: Bytes::from_static(end.as_bytes()),
+                ..Default::default()
+            };
+            pdpb::Region { region: Some(meta), ..Default::default() }
+        };
+        ranges.iter().map(region).collect()
+    }
+
+    #[test]
+    fn gaps_are_found_at_both_ends_and_between() {
+        let range = |start: &'static str, end: &'static str| pdpb::KeyRange {
+            start_key: start.into(),
+            end_key: end.into(),
+        };
+        let whole = regions(&[("", "b"), ("b", "d"), ("d", "")]);
+        assert!(covers(&whole, &range("", ""), false) && covers(&whole, &range("a", "z"), false));
+        let holed = regions(&[("b", "d"), ("e", "f")]);
+        assert!(!covers(&holed, &range("b", "f"), false), "between");
+        assert!(covers(&holed[..1], &range("b", "d"), false));
+        assert!(!covers(&holed[..1], &range("a", "d"), false), "at the start");
+        assert!(!covers(&holed[..1], &range("b", "e"), false), "at the end");
+        assert!(!covers(&holed[..1], &range("b", ""), false), "at the end of the key space");
+        assert!(covers(&holed[..1], &range("b", ""), true), "the rest was not asked for");
+        assert!(!covers(&[], &range("a", "b"), false));
     }
 }

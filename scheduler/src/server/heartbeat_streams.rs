@@ -1,14 +1,20 @@
-//! The way of commands to stores: one bounded queue for each store that has a heartbeat stream open.
+//! Region heartbeat streams: reports come in, commands go out, through one bounded queue for each store.
 //!
 //! A store that reports on a new stream gets its commands there. A full queue or a missing stream drops the
 //! command and counts it: operators send again what heartbeats do not confirm, so nothing is lost for good.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use kvproto::pdpb::RegionHeartbeatResponse;
+use futures::StreamExt;
+use kvproto::pdpb::{self, RegionHeartbeatResponse};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
-use tonic::Status;
+use tonic::{Status, Streaming};
+
+use super::grpc_service::{check_cluster, unavailable};
+use super::state::{ChangeError, State};
+use crate::error::ClusterError;
 
 /// How many commands may wait for one store.
 pub const QUEUE_MAX: usize = 1024;
@@ -58,6 +64,81 @@ impl HeartbeatStreams {
     pub fn send(&self, store_id: u64, command: RegionHeartbeatResponse) -> bool {
         let table = self.table.lock();
         table.by_store.get(&store_id).is_some_and(|bound| bound.sender.try_send(Ok(command)).is_ok())
+    }
+}
+
+/// One region heartbeat stream of a store.
+pub struct Reporter {
+    stream_id: u64,
+    state: Arc<State>,
+    sender: Sender,
+    bound_to: Option<u64>,
+}
+
+impl Reporter {
+    /// A stream whose answers go to `sender`.
+    pub fn new(state: Arc<State>, sender: Sender) -> Reporter {
+        Reporter { stream_id: state.streams.open(), state, sender, bound_to: None }
+    }
+
+    /// Handles reports until the stream, or the server, ends.
+    pub async fn run(mut self, mut reports: Streaming<pdpb::RegionHeartbeatRequest>) {
+        let stopping = self.state.stopping.clone();
+        loop {
+            let report = tokio::select! {
+                report = reports.next() => report,
+                () = stopping.cancelled() => None,
+            };
+            let Some(report) = report else { break };
+            let outcome = match report {
+                Ok(report) => self.handle(report).await,
+                Err(status) => Err(status),
+            };
+            if let Err(status) = outcome {
+                tracing::debug!(store_id = self.bound_to, %status, "region heartbeat stream ends");
+                // A store that does not read its stream any more learns it from the stream's end.
+                let _unread = self.sender.try_send(Err(status)).is_err();
+                break;
+            }
+        }
+        if let Some(store_id) = self.bound_to {
+            self.state.streams.unbind(store_id, self.stream_id);
+        }
+    }
+
+    async fn handle(&mut self, report: pdpb::RegionHeartbeatRequest) -> Result<(), Status> {
+        check_cluster(self.state.cluster_id(), report.header.as_ref())?;
+        let region_id = report.region.as_ref().map_or(0, |region| region.id);
+        if let Some(store_id) = report.leader.as_ref().map(|leader| leader.store_id)
+            && self.bound_to.is_none()
+        {
+            self.state.streams.bind(store_id, self.stream_id, &self.sender);
+            self.bound_to = Some(store_id);
+        }
+        let outcome = self
+            .state
+            .change(|cluster, ids, now_ms| Ok(((), cluster.region_heartbeat(now_ms, report, ids)?)))
+            .await;
+        let result = match &outcome {
+            Ok(()) => "ok",
+            Err(ChangeError::Cluster(ClusterError::Stale(_))) => "stale",
+            Err(_) => "refused",
+        };
+        self.state.metrics.region_heartbeats.with_label_values(&[result]).inc();
+        match outcome {
+            // A stale report is a late one: the newer one is known already.
+            Ok(()) | Err(ChangeError::Cluster(ClusterError::Stale(_))) => Ok(()),
+            Err(ChangeError::Kv(error)) => Err(unavailable(error)),
+            Err(ChangeError::Cluster(error)) => {
+                let header = pdpb::ResponseHeader { error: Some(error.to_wire()), ..self.state.header() };
+                let refusal =
+                    pdpb::RegionHeartbeatResponse { header: Some(header), region_id, ..Default::default() };
+                if self.sender.try_send(Ok(refusal)).is_err() {
+                    self.state.metrics.commands_dropped.inc();
+                }
+                Ok(())
+            }
+        }
     }
 }
 
