@@ -110,7 +110,7 @@ async fn nothing_acknowledged_is_lost_when_each_store_is_killed_in_turn() {
         cluster.stores[index].process.kill();
         wait_writable(&client).await;
         cluster.stores[index].restart().expect("the store comes back");
-        cluster.wait_replicated().expect("the store catches up");
+        cluster.wait_caught_up(index).expect("the store catches up");
     }
     let acknowledged = writers.acknowledged().await;
     assert!(acknowledged.len() > 100, "only {} writes", acknowledged.len());
@@ -125,12 +125,21 @@ async fn a_store_catches_up_after_its_log_was_compacted_away() {
     let client = connect(&cluster).await;
     let mut written = write_more(&client, 0, 1000).await;
     let behind = (cluster.leader().expect("a leader") + 1) % 3;
+    let region = cluster.first_region().expect("a region");
+    let index = |cluster: &ProcessCluster, name: &str| {
+        cluster.stores[behind].replica(region).and_then(|replica| replica[name].as_u64()).expect("a replica")
+    };
+    let had = index(&cluster, "last_index");
     cluster.stores[behind].process.kill();
-    // More entries than the log keeps: what is missing can only come as a snapshot.
     let writes = (1..=16).map(|writer| write_more(&client, writer, 1000));
     futures::future::join_all(writes).await.into_iter().for_each(|more| written.extend(more));
     cluster.stores[behind].restart().expect("the store comes back");
-    cluster.wait_replicated().expect("the store catches up");
+    cluster.wait_caught_up(behind).expect("the store catches up");
+    let begins = index(&cluster, "first_index");
+    assert!(
+        begins > had + 1,
+        "its log begins at {begins} and it had all up to {had}: no snapshot was needed"
+    );
     // With another store gone it has to answer for what it took over.
     let other = (behind + 1) % 3;
     cluster.stores[other].process.kill();
@@ -150,8 +159,8 @@ async fn a_frozen_leader_is_replaced_and_loses_nothing() {
     wait_until("another leader", SOON, replaced).expect("another leader");
     wait_writable(&client).await;
     cluster.stores[leader].process.thaw();
-    cluster.wait_replicated().expect("the thawed store follows");
     let acknowledged = writers.acknowledged().await;
+    cluster.wait_caught_up(leader).expect("the thawed store follows");
     assert_holds(&client, &acknowledged).await;
 }
 

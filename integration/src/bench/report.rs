@@ -123,7 +123,10 @@ impl Report {
                 usage.threads
             );
         }
-        let _ = writeln!(text, "cluster ready after {} ms\n", self.ready_after_ms);
+        if self.ready_after_ms > 0 {
+            let _ = writeln!(text, "cluster ready after {} ms", self.ready_after_ms);
+        }
+        text.push('\n');
         for mark in &self.marks {
             let verdict = if mark.reached { "reached" } else { "MISSED" };
             let _ =

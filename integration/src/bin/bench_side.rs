@@ -51,12 +51,19 @@ struct Options {
     /// Seconds before each measurement.
     #[arg(long, default_value_t = 2)]
     warmup: u64,
-    /// Leave etcd out.
-    #[arg(long)]
-    no_etcd: bool,
+    /// What to measure.
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Subject::Echo, Subject::Kvasir, Subject::Etcd])]
+    subjects: Vec<Subject>,
     /// How the result is printed.
     #[arg(long, value_enum, default_value_t = Output::Table)]
     output: Output,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Subject {
+    Echo,
+    Kvasir,
+    Etcd,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -94,11 +101,17 @@ async fn measure(options: &Options) -> Result<Report, BenchError> {
     };
     let dir = tempfile::Builder::new().prefix("kvasir-bench-").tempdir()?;
     let mut report = Report::default();
-    measure_echo(&plan, dir.path(), &mut report).await?;
-    measure_kvasir(&plan, dir.path(), &mut report).await?;
-    match etcd::program() {
-        Some(program) if !options.no_etcd => measure_etcd(&plan, &program, dir.path(), &mut report).await?,
-        _ => eprintln!("without etcd: left out or not installed"),
+    if options.subjects.contains(&Subject::Echo) {
+        measure_echo(&plan, dir.path(), &mut report).await?;
+    }
+    if options.subjects.contains(&Subject::Kvasir) {
+        measure_kvasir(&plan, dir.path(), &mut report).await?;
+    }
+    if options.subjects.contains(&Subject::Etcd) {
+        match etcd::program() {
+            Some(program) => measure_etcd(&plan, &program, dir.path(), &mut report).await?,
+            None => eprintln!("etcd is not installed: left out"),
+        }
     }
     report.compute_marks(plan.clients, plan.many_clients);
     Ok(report)

@@ -118,6 +118,12 @@ impl Store {
         wait_answer(&mut self.process, self.status_address, "/ready")
     }
 
+    /// What the store says of its replica of a region: `applied_index`, `first_index` and more.
+    pub fn replica(&self, region: u64) -> Option<serde_json::Value> {
+        let reply = get(self.status_address, &format!("/region/{region}"), Duration::from_secs(5)).ok()?;
+        reply.json().ok().map(|described| described["raft"].clone()).filter(serde_json::Value::is_object)
+    }
+
     /// The process has crashed and comes back: same directory, same ports.
     pub fn restart(&mut self) -> Result<(), ClusterError> {
         self.process.kill();
@@ -217,6 +223,30 @@ impl ProcessCluster {
         wait_until(&format!("{want} replicas of every region"), READY_WITHIN, || {
             self.api("/pd/api/v1/regions").is_ok_and(|regions| is_replicated(&regions, want))
         })
+    }
+
+    /// Waits until a store has applied everything that is committed by now in any region.
+    pub fn wait_caught_up(&self, index: usize) -> Result<(), ClusterError> {
+        let regions = self.api("/pd/api/v1/regions")?;
+        let ids =
+            regions["regions"].as_array().into_iter().flatten().filter_map(|region| region["id"].as_u64());
+        for id in ids {
+            let committed = |store: &Store| store.replica(id)?["commit_index"].as_u64();
+            let goal = self.stores.iter().filter_map(committed).max();
+            let applied = || self.stores[index].replica(id)?["applied_index"].as_u64();
+            wait_until(
+                &format!("{} to apply {goal:?}", self.stores[index].process.name()),
+                READY_WITHIN,
+                || goal.is_some() && applied() >= goal,
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Id of the region of the empty key, as far as the scheduler knows.
+    pub fn first_region(&self) -> Option<u64> {
+        let regions = self.api("/pd/api/v1/regions").ok()?;
+        regions["regions"].as_array()?.iter().find(|region| region["start_key"] == "")?["id"].as_u64()
     }
 
     /// Index of the store that leads the region of the empty key, as far as the scheduler knows.
