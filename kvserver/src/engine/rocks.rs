@@ -201,6 +201,17 @@ impl Inner {
     }
 }
 
+/// A key below the non-empty `end`, with few keys in between.
+fn key_below(end: &[u8]) -> Vec<u8> {
+    let mut key = end.to_vec();
+    match key.pop() {
+        // The very predecessor.
+        Some(0) | None => {}
+        Some(byte) => key.extend([byte - 1, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]),
+    }
+    key
+}
+
 impl Engine for RocksEngine {
     fn snapshot(&self) -> Arc<dyn Snapshot> {
         rocks_snapshot::snapshot(&self.inner)
@@ -247,7 +258,11 @@ impl Engine for RocksEngine {
         };
         if start < end {
             // Removes files below level 0 that lie in the range, without reading or rewriting them.
-            self.inner.db.delete_file_in_range_cf(self.inner.cf(cf), start, end).map_err(engine_error)?;
+            // Its upper bound is inclusive: given `end` itself it would take a key that is not in the range.
+            let last = key_below(end);
+            if start <= &last[..] {
+                self.inner.db.delete_file_in_range_cf(self.inner.cf(cf), start, &last[..]).map_err(engine_error)?;
+            }
             self.inner.clear_rest(cf, start, end)?;
         }
         self.sync()
@@ -394,6 +409,13 @@ mod tests {
         assert!(snapshot.get(Cf::Raw, &key(50), ReadTier::All).unwrap().is_some());
         assert!(cached(50).unwrap().is_some());
         assert!(engine.counters().block_cache_hits > 0);
+    }
+
+    #[test]
+    fn the_key_below_an_end_is_below_it_and_above_all_shorter_ones() {
+        assert_eq!(key_below(b"b\0"), b"b");
+        assert_eq!(key_below(b"\0"), b"");
+        assert!(&key_below(b"b")[..] < &b"b"[..] && &key_below(b"b")[..] > &b"a\xff\xff"[..]);
     }
 
     #[test]
