@@ -254,96 +254,11 @@ fn is_untouched_first(found: &Found, store_id: u64) -> bool {
 #[cfg(test)]
 mod tests {
     use futures::FutureExt;
-    use futures::future::BoxFuture;
-    use parking_lot::Mutex;
 
-    use super::super::scheduler_client::{HeartbeatStream, Result as SchedulerResult};
+    use super::super::scheduler_client::fake::FakeScheduler as Scheduler;
     use super::*;
     use crate::engine::log_store::MemLogStore;
     use crate::engine::mem::MemEngine;
-
-    /// A scheduler in memory.
-    #[derive(Default)]
-    struct Scheduler {
-        state: Mutex<State>,
-    }
-
-    #[derive(Default)]
-    struct State {
-        last_id: u64,
-        region: Option<metapb::Region>,
-        traits: Option<pdpb::ClusterTraits>,
-        stores: Vec<metapb::Store>,
-        /// Pretend that another store is faster from now on.
-        rival: bool,
-    }
-
-    impl SchedulerClient for Scheduler {
-        fn cluster_id(&self) -> u64 {
-            77
-        }
-
-        fn is_bootstrapped(&self) -> BoxFuture<'_, SchedulerResult<bool>> {
-            async move { Ok(self.state.lock().region.is_some()) }.boxed()
-        }
-
-        fn bootstrap(
-            &self,
-            store: metapb::Store,
-            region: metapb::Region,
-            traits: pdpb::ClusterTraits,
-        ) -> BoxFuture<'_, SchedulerResult<Bootstrap>> {
-            let mut state = self.state.lock();
-            if state.rival {
-                state.region = Some(bootstrap::first_region(900, 901, 902));
-            }
-            let result = match state.region {
-                Some(_) => Bootstrap::Exists,
-                None => {
-                    (state.region, state.traits) = (Some(region), Some(traits));
-                    state.stores.push(store);
-                    Bootstrap::Created
-                }
-            };
-            async move { Ok(result) }.boxed()
-        }
-
-        fn alloc_id(&self, count: u32) -> BoxFuture<'_, SchedulerResult<u64>> {
-            let mut state = self.state.lock();
-            let first = state.last_id + 1;
-            state.last_id += u64::from(count);
-            async move { Ok(first) }.boxed()
-        }
-
-        fn traits(&self) -> BoxFuture<'_, SchedulerResult<Option<pdpb::ClusterTraits>>> {
-            async move { Ok(self.state.lock().traits) }.boxed()
-        }
-
-        fn put_store(
-            &self,
-            store: metapb::Store,
-            _: pdpb::ClusterTraits,
-        ) -> BoxFuture<'_, SchedulerResult<()>> {
-            self.state.lock().stores.push(store);
-            async move { Ok(()) }.boxed()
-        }
-
-        fn store(&self, store_id: u64) -> BoxFuture<'_, SchedulerResult<metapb::Store>> {
-            async move { Err(Error::StoreNotFound(store_id)) }.boxed()
-        }
-
-        fn region(&self, region_id: u64) -> BoxFuture<'_, SchedulerResult<Option<metapb::Region>>> {
-            async move { Ok(self.state.lock().region.clone().filter(|r| r.id == region_id)) }.boxed()
-        }
-
-        fn store_heartbeat(&self, _: pdpb::StoreStats) -> BoxFuture<'_, SchedulerResult<()>> {
-            async move { Ok(()) }.boxed()
-        }
-
-        fn heartbeats(&self) -> BoxFuture<'_, SchedulerResult<Box<dyn HeartbeatStream>>> {
-            async move { Err(Error::NotBootstrapped) }.boxed()
-        }
-    }
 
     fn disk(dir: &Path) -> Disk {
         Disk {

@@ -89,7 +89,11 @@ async fn region(State(pages): State<Arc<StatusPages>>, Path(id): Path<String>) -
         return (StatusCode::BAD_REQUEST, format!("{id:?} is no region id\n")).into_response();
     };
     match pages.store.views().get(id) {
-        Some((_, view)) => Json(describe(&view)).into_response(),
+        Some((_, view)) => {
+            let mut described = describe(&view);
+            described["raft"] = json!(pages.store.inspect(id).await.as_deref());
+            Json(described).into_response()
+        }
         None => (StatusCode::NOT_FOUND, format!("region {id} has no peer on this store\n")).into_response(),
     }
 }

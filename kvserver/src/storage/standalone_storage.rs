@@ -22,6 +22,7 @@ use crate::error::{RegionError, RegionResult};
 use crate::raftstore::message::write_set::{self, Entry};
 use crate::raftstore::message::{Callback, WriteSet};
 use crate::raftstore::meta::region_view::{RegionMeta, RegionView, ViewRegistry};
+use crate::raftstore::meta::values::RegionStatus;
 
 /// The only store.
 pub const STORE_ID: u64 = 1;
@@ -262,6 +263,10 @@ impl Store for StandaloneStore {
 
     fn views(&self) -> Arc<ViewRegistry> {
         self.views.clone()
+    }
+
+    fn inspect(&self, _region_id: u64) -> BoxFuture<'_, Option<Arc<RegionStatus>>> {
+        Box::pin(std::future::ready(None))
     }
 
     fn cluster_id(&self) -> u64 {

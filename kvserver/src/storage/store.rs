@@ -11,6 +11,7 @@ use tonic::Status;
 use super::Storage;
 use crate::engine::EngineStats;
 use crate::raftstore::meta::region_view::ViewRegistry;
+use crate::raftstore::meta::values::RegionStatus;
 
 /// Where messages of other stores go in.
 pub trait RaftIngress: Send + Sync + 'static {
@@ -34,6 +35,9 @@ pub trait Store: Send + Sync + 'static {
 
     /// The regions that have a peer here.
     fn views(&self) -> Arc<ViewRegistry>;
+
+    /// What the region's peer looks like inside; `None` when it has no Raft peer here.
+    fn inspect(&self, region_id: u64) -> BoxFuture<'_, Option<Arc<RegionStatus>>>;
 
     fn cluster_id(&self) -> u64;
 

@@ -31,7 +31,7 @@ pub trait StoreFigures: Send + Sync + 'static {
     fn stats(&self) -> pdpb::StoreStats;
     /// Bytes of a region's data, as an estimate. Called where blocking is allowed.
     fn region_bytes(&self, region: &metapb::Region) -> u64;
-    /// Called after every report of the store.
+    /// Called after every report of the store, for what is to be done from time to time.
     fn after_report(&self);
 }
 
@@ -124,6 +124,7 @@ impl Shared {
                 Ok(mut stream) => {
                     if broke {
                         o.router.complete(Input::HeartbeatAll);
+                        self.report_store.notify_one();
                     }
                     let (served, error) = self.serve(&mut *stream, o).await;
                     if served {
@@ -190,22 +191,23 @@ impl Shared {
             stats.keys_written = self.keys_written.swap(0, Ordering::Relaxed);
             stats.interval = Some(pdpb::TimeInterval { start_timestamp: from, end_timestamp: to });
             let (bytes, keys) = (stats.bytes_written, stats.keys_written);
-            match o.scheduler.store_heartbeat(stats).await {
+            let pause = match o.scheduler.store_heartbeat(stats).await {
                 Ok(()) => {
                     from = to;
                     self.accepted.store(true, Ordering::Release);
+                    o.store_interval
                 }
                 Err(error) => {
                     // What was written is said with the next report.
                     self.bytes_written.fetch_add(bytes, Ordering::Relaxed);
                     self.keys_written.fetch_add(keys, Ordering::Relaxed);
                     tracing::warn!(%error, "the scheduler did not take the report of this store");
+                    o.store_interval.min(REOPEN_MAX)
                 }
-            }
+            };
             o.figures.after_report();
-            let retry = if self.accepted.load(Ordering::Acquire) { o.store_interval } else { REOPEN_MAX };
             tokio::select! {
-                () = tokio::time::sleep(retry.min(o.store_interval)) => {}
+                () = tokio::time::sleep(pause) => {}
                 () = self.report_store.notified() => {}
             }
         }
@@ -284,7 +286,12 @@ fn command(order: pdpb::RegionHeartbeatResponse) -> Option<RegionCommand> {
 
 #[cfg(test)]
 mod tests {
+    use futures::StreamExt;
+    use futures::channel::mpsc;
+
     use super::*;
+    use crate::raftstore::inbox::Inbox;
+    use crate::raftstore::scheduler_client::fake::{FakeScheduler, Stream};
 
     fn report(region_id: u64, term: u64, bytes_written: u64) -> RegionReport {
         let region = metapb::Region { id: region_id, ..Default::default() };
@@ -319,5 +326,71 @@ mod tests {
         }
         assert_eq!(command(pdpb::RegionHeartbeatResponse::default()), None);
         assert_eq!((mebibytes(0), mebibytes(1 << 20), mebibytes((1 << 20) + 1)), (1, 1, 2));
+    }
+
+    struct NoFigures;
+
+    impl StoreFigures for NoFigures {
+        fn stats(&self) -> pdpb::StoreStats {
+            pdpb::StoreStats::default()
+        }
+        fn region_bytes(&self, _: &metapb::Region) -> u64 {
+            3 << 20
+        }
+        fn after_report(&self) {}
+    }
+
+    /// A stream, and the scheduler's end of it.
+    fn stream()
+    -> (Stream, mpsc::Receiver<pdpb::RegionHeartbeatRequest>, mpsc::Sender<pdpb::RegionHeartbeatResponse>)
+    {
+        let ((reports, reported), (order, orders)) = (mpsc::channel(8), mpsc::channel(8));
+        (Stream { reports, orders }, reported, order)
+    }
+
+    /// The next inputs, all that come at once.
+    async fn inputs(inbox: &Arc<Inbox>) -> Vec<Input> {
+        let inbox = inbox.clone();
+        let waiting = tokio::task::spawn_blocking(move || {
+            let mut batch = Vec::new();
+            inbox.take(&mut batch, Some(crate::clock::now().plus_ms(30_000)));
+            batch
+        });
+        waiting.await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_broken_stream_is_opened_again_and_everything_reported_anew() {
+        let (first, mut reported, mut order) = stream();
+        let (second, mut reported_again, _order) = stream();
+        let scheduler = FakeScheduler::default();
+        scheduler.state.lock().streams = vec![first, second];
+        let (router, inbox) = Router::new();
+        let (task, stopping) = (SchedulerTask::default(), CancellationToken::new());
+        let (scheduler, figures) = (Arc::new(scheduler), Arc::new(NoFigures));
+        let store_interval = Duration::from_secs(3_600);
+        let tasks = task.spawn(SchedulerTaskOptions {
+            scheduler,
+            router,
+            figures,
+            store_interval,
+            stopping: stopping.clone(),
+        });
+
+        task.report(report(7, 1, 9));
+        let sent = reported.next().await.unwrap();
+        assert_eq!((sent.term, sent.bytes_written, sent.approximate_size), (1, 9, 3));
+        let peer = Some(metapb::Peer { id: 3, store_id: 4, ..Default::default() });
+        let transfer_leader = Some(pdpb::TransferLeader { peer, ..Default::default() });
+        let response = pdpb::RegionHeartbeatResponse { region_id: 7, transfer_leader, ..Default::default() };
+        order.try_send(response).unwrap();
+        assert!(matches!(inputs(&inbox).await[..], [Input::Command { region_id: 7, .. }]));
+
+        drop(order);
+        assert!(matches!(inputs(&inbox).await[..], [Input::HeartbeatAll]));
+        task.report(report(7, 2, 0));
+        assert_eq!(reported_again.next().await.unwrap().term, 2);
+        stopping.cancel();
+        futures::future::join_all(tasks).await;
     }
 }

@@ -5,6 +5,8 @@
 use futures::future::BoxFuture;
 use kvproto::{metapb, pdpb};
 
+#[cfg(test)]
+pub mod fake;
 pub mod grpc;
 
 pub use kvclient::Error;

@@ -13,6 +13,8 @@ use futures::future::BoxFuture;
 use kvproto::key::BoundaryForm;
 use kvproto::metapb;
 use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::counters::Counters;
@@ -31,7 +33,7 @@ use crate::raftstore::apply::Applier;
 use crate::raftstore::bootstrap::Found;
 use crate::raftstore::message::{Input, Output, RegionCommand};
 use crate::raftstore::meta::region_view::{RegionView, ViewRegistry};
-use crate::raftstore::meta::values::StoreIdent;
+use crate::raftstore::meta::values::{RegionStatus, StoreIdent};
 use crate::raftstore::node::{Disk, Introduction, Joining, NodeError};
 use crate::raftstore::raft_worker::{Fatal, RaftWorker, WorkerOptions};
 use crate::raftstore::raftstore::ShardOptions;
@@ -48,8 +50,9 @@ use crate::storage::store::{RaftIngress, Store};
 
 /// How long leaders may take to leave.
 const LEAVE_MS: u64 = 5_000;
-/// How often leaders that are still here are asked again to leave.
-const LEAVE_EVERY: Duration = Duration::from_millis(100);
+/// How often it is looked whether leaders are still here, and after how many looks another peer is asked to lead.
+const LEAVE_EVERY: Duration = Duration::from_millis(20);
+const LEAVE_LOOKS: usize = 25;
 /// Pause between attempts to reach the scheduler at start.
 const SCHEDULER_RETRY: Duration = Duration::from_millis(500);
 
@@ -61,11 +64,15 @@ pub struct RaftStore {
     ingress: Arc<RaftServer>,
     views: Arc<ViewRegistry>,
     router: Router,
+    lost: LostStores,
     counters: Counters,
     scheduler_task: SchedulerTask,
     figures: Arc<Figures>,
     runners: Arc<Runners>,
     worker: Mutex<Option<RaftWorker>>,
+    /// Tasks that hold the engine.
+    tasks: Mutex<Vec<JoinHandle<()>>>,
+    runtime: Handle,
     stopping: CancellationToken,
 }
 
@@ -92,11 +99,6 @@ impl RaftStore {
         parts.run(config)
     }
 
-    /// The way to the core, for looking at a region.
-    pub fn router(&self) -> &Router {
-        &self.router
-    }
-
     /// Counters of messages and snapshots.
     pub fn counters(&self) -> &Counters {
         &self.counters
@@ -107,12 +109,14 @@ impl RaftStore {
         self.views.all().into_iter().filter(|view| view.is_leader()).collect()
     }
 
-    /// Asks every leader here to hand over; `attempt` picks among the other voters.
+    /// Asks every leader here to hand over; `attempt` picks among the other voters that can be reached.
     fn hand_over(&self, led: &[Arc<RegionView>], attempt: usize) {
         for view in led {
             let region = &view.meta.region;
-            let others = region.peers.iter().filter(|p| p.id != view.peer.id && !region::is_learner(p));
-            let others: Vec<&metapb::Peer> = others.collect();
+            let can_lead = |p: &&metapb::Peer| {
+                p.id != view.peer.id && !region::is_learner(p) && !self.lost.contains(p.store_id)
+            };
+            let others: Vec<&metapb::Peer> = region.peers.iter().filter(can_lead).collect();
             if others.is_empty() {
                 continue;
             }
@@ -136,8 +140,8 @@ impl RaftStore {
                 break;
             }
             // A transfer gets some time before another peer is tried.
-            if attempt % 5 == 0 {
-                self.hand_over(&led, attempt / 5);
+            if attempt % LEAVE_LOOKS == 0 {
+                self.hand_over(&led, attempt / LEAVE_LOOKS);
             }
             tokio::time::sleep(LEAVE_EVERY).await;
         }
@@ -149,6 +153,9 @@ impl RaftStore {
             worker.stop();
         }
         self.runners.stop();
+        let tasks = std::mem::take(&mut *self.tasks.lock());
+        // They were told to end; one that panicked has been reported.
+        self.runtime.block_on(futures::future::join_all(tasks));
         self.disk.log.close()?;
         self.disk.engine.close()?;
         Ok(())
@@ -268,8 +275,7 @@ impl Parts {
             runners: runners.clone(),
             stopping: CancellationToken::new(),
         });
-        // The tasks end with `stopping`; nothing waits for them.
-        scheduler_task.spawn(SchedulerTaskOptions {
+        let mut tasks = scheduler_task.spawn(SchedulerTaskOptions {
             scheduler,
             router: router.clone(),
             figures: figures.clone(),
@@ -278,11 +284,12 @@ impl Parts {
             ),
             stopping: stopping.clone(),
         });
-        let reader = Arc::new(RegionReader::new(store_id, disk.engine.clone(), views.clone(), lost));
-        let wait = LeaderWait::start(reader.clone(), router.clone(), stopping.clone());
+        let reader = Arc::new(RegionReader::new(store_id, disk.engine.clone(), views.clone(), lost.clone()));
+        let (wait, waiting) = LeaderWait::start(reader.clone(), router.clone(), stopping.clone());
         let storage = Arc::new(RaftStorage { api, reader, wait });
         let ingress = Arc::new(RaftServer::new(router.clone(), transfers, counters.clone()));
-        let worker = Mutex::new(Some(worker));
+        tasks.push(waiting);
+        let (worker, tasks) = (Mutex::new(Some(worker)), Mutex::new(tasks));
         Ok(Arc::new(RaftStore {
             ident,
             disk,
@@ -290,11 +297,14 @@ impl Parts {
             ingress,
             views,
             router,
+            lost,
             counters,
             scheduler_task,
             figures,
             runners,
             worker,
+            tasks,
+            runtime: Handle::current(),
             stopping,
         }))
     }
@@ -311,6 +321,17 @@ impl Store for RaftStore {
 
     fn views(&self) -> Arc<ViewRegistry> {
         self.views.clone()
+    }
+
+    fn inspect(&self, region_id: u64) -> BoxFuture<'_, Option<Arc<RegionStatus>>> {
+        let (done, status) = crate::storage::callback();
+        let sent = self.router.send(Input::Inspect { region_id, done });
+        async move {
+            // An overloaded store has no time to be looked at.
+            sent.ok()?;
+            status.await.ok()
+        }
+        .boxed()
     }
 
     fn cluster_id(&self) -> u64 {

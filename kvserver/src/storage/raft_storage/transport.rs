@@ -278,3 +278,87 @@ enum LinkError {
     #[error("cannot connect to {0}: {1}")]
     Connect(String, String),
 }
+
+#[cfg(test)]
+mod tests {
+    use futures::StreamExt;
+    use kvproto::metapb;
+
+    use super::*;
+    use crate::raftstore::inbox::Inbox;
+    use crate::raftstore::message::peer_message::Payload;
+    use crate::raftstore::scheduler_client::fake::FakeScheduler;
+
+    /// Store 2 is said to be at `address`.
+    fn transport(address: &str) -> (GrpcTransport, Arc<Inbox>, LostStores) {
+        let (router, inbox) = Router::new();
+        let lost = LostStores::default();
+        let scheduler = FakeScheduler::default();
+        scheduler.state.lock().stores =
+            vec![metapb::Store { id: 2, address: address.into(), ..Default::default() }];
+        let resolver = Arc::new(Resolver::new(Arc::new(scheduler)));
+        let counters = Counters::new().unwrap();
+        let stopping = CancellationToken::new();
+        (GrpcTransport::new(router, resolver, lost.clone(), counters, stopping), inbox, lost)
+    }
+
+    fn message(region_id: u64) -> PeerMessage {
+        let peer = |id| metapb::Peer { id, store_id: id, ..Default::default() };
+        let epoch = metapb::RegionEpoch::default();
+        PeerMessage { region_id, from: peer(1), to: peer(2), epoch, payload: Payload::CheckStale }
+    }
+
+    #[tokio::test]
+    async fn a_store_nobody_answers_for_counts_as_lost() {
+        // Bound and closed again: nothing listens there.
+        let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let (transport, inbox, lost) = transport(&address.to_string());
+        transport.send(&mut vec![message(7)]);
+        let told = tokio::task::spawn_blocking(move || {
+            let mut batch = Vec::new();
+            inbox.take(&mut batch, Some(clock::now().plus_ms(30_000)));
+            batch
+        });
+        let told = told.await.unwrap();
+        assert!(matches!(told[..], [Input::StoreLost { store_id: 2 }]), "{told:?}");
+        assert!(lost.contains(2));
+    }
+
+    #[tokio::test]
+    async fn what_waits_travels_in_one_frame_and_a_broken_stream_takes_no_more() {
+        let (transport, _inbox, _) = transport("127.0.0.1:1");
+        let link = Arc::new(Link {
+            store_id: 2,
+            shared: transport.shared.clone(),
+            queue: Mutex::default(),
+            wake: Notify::new(),
+            generation: AtomicU64::new(0),
+        });
+        let mut frames = Box::pin(link.clone().frames());
+        (1..=3).for_each(|id| link.push(message(id)));
+        let regions: Vec<u64> = frames.next().await.unwrap().msgs.iter().map(|m| m.region_id).collect();
+        assert_eq!(regions, [1, 2, 3]);
+        link.generation.fetch_add(1, Ordering::AcqRel);
+        link.push(message(4));
+        assert!(frames.next().await.is_none());
+        assert_eq!(link.take().len(), 1, "it is left for the next stream");
+    }
+
+    #[tokio::test]
+    async fn a_full_queue_drops_and_tells_the_core_once() {
+        let (transport, inbox, _) = transport("127.0.0.1:1");
+        let link = Link {
+            store_id: 2,
+            shared: transport.shared.clone(),
+            queue: Mutex::default(),
+            wake: Notify::new(),
+            generation: AtomicU64::new(0),
+        };
+        (0..QUEUE_MESSAGES_MAX as u64 + 5).for_each(|id| link.push(message(id)));
+        let mut told = Vec::new();
+        inbox.take(&mut told, Some(clock::now()));
+        assert!(matches!(told[..], [Input::Unreachable { store_id: 2 }]), "{told:?}");
+        assert_eq!(link.take().len(), FRAME_MESSAGES_MAX);
+        assert_eq!(link.queue.lock().messages.len(), QUEUE_MESSAGES_MAX - FRAME_MESSAGES_MAX);
+    }
+}

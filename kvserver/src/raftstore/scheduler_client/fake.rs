@@ -1,0 +1,118 @@
+//! A scheduler in memory, for tests.
+
+use futures::channel::mpsc;
+use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt};
+use kvproto::{metapb, pdpb};
+use parking_lot::Mutex;
+
+use super::{Bootstrap, Error, HeartbeatStream, Result, SchedulerClient};
+use crate::raftstore::bootstrap;
+
+/// See the file's head.
+#[derive(Default)]
+pub struct FakeScheduler {
+    pub state: Mutex<State>,
+}
+
+/// What the scheduler knows.
+#[derive(Default)]
+pub struct State {
+    pub last_id: u64,
+    pub region: Option<metapb::Region>,
+    pub traits: Option<pdpb::ClusterTraits>,
+    pub stores: Vec<metapb::Store>,
+    /// Pretend that another store is faster from now on.
+    pub rival: bool,
+    /// Streams of heartbeats to be given out, in this order.
+    pub streams: Vec<Stream>,
+}
+
+/// One stream: where reports go, and the orders it brings before it ends.
+pub struct Stream {
+    pub reports: mpsc::Sender<pdpb::RegionHeartbeatRequest>,
+    pub orders: mpsc::Receiver<pdpb::RegionHeartbeatResponse>,
+}
+
+impl HeartbeatStream for Stream {
+    fn send(&mut self, report: pdpb::RegionHeartbeatRequest) -> BoxFuture<'_, Result<()>> {
+        let sent = self.reports.try_send(report).map_err(|_| Error::NotBootstrapped);
+        async move { sent }.boxed()
+    }
+
+    fn next(&mut self) -> BoxFuture<'_, Result<Option<pdpb::RegionHeartbeatResponse>>> {
+        async move { Ok(self.orders.next().await) }.boxed()
+    }
+}
+
+impl SchedulerClient for FakeScheduler {
+    fn cluster_id(&self) -> u64 {
+        77
+    }
+
+    fn is_bootstrapped(&self) -> BoxFuture<'_, Result<bool>> {
+        async move { Ok(self.state.lock().region.is_some()) }.boxed()
+    }
+
+    fn bootstrap(
+        &self,
+        store: metapb::Store,
+        region: metapb::Region,
+        traits: pdpb::ClusterTraits,
+    ) -> BoxFuture<'_, Result<Bootstrap>> {
+        let mut state = self.state.lock();
+        if state.rival {
+            state.region = Some(bootstrap::first_region(900, 901, 902));
+        }
+        let result = match state.region {
+            Some(_) => Bootstrap::Exists,
+            None => {
+                (state.region, state.traits) = (Some(region), Some(traits));
+                state.stores.push(store);
+                Bootstrap::Created
+            }
+        };
+        async move { Ok(result) }.boxed()
+    }
+
+    fn alloc_id(&self, count: u32) -> BoxFuture<'_, Result<u64>> {
+        let mut state = self.state.lock();
+        let first = state.last_id + 1;
+        state.last_id += u64::from(count);
+        async move { Ok(first) }.boxed()
+    }
+
+    fn traits(&self) -> BoxFuture<'_, Result<Option<pdpb::ClusterTraits>>> {
+        async move { Ok(self.state.lock().traits) }.boxed()
+    }
+
+    fn put_store(&self, store: metapb::Store, _: pdpb::ClusterTraits) -> BoxFuture<'_, Result<()>> {
+        self.state.lock().stores.push(store);
+        async move { Ok(()) }.boxed()
+    }
+
+    fn store(&self, store_id: u64) -> BoxFuture<'_, Result<metapb::Store>> {
+        let found = self.state.lock().stores.iter().find(|s| s.id == store_id).cloned();
+        async move { found.ok_or(Error::StoreNotFound(store_id)) }.boxed()
+    }
+
+    fn region(&self, region_id: u64) -> BoxFuture<'_, Result<Option<metapb::Region>>> {
+        async move { Ok(self.state.lock().region.clone().filter(|r| r.id == region_id)) }.boxed()
+    }
+
+    fn store_heartbeat(&self, _: pdpb::StoreStats) -> BoxFuture<'_, Result<()>> {
+        async move { Ok(()) }.boxed()
+    }
+
+    fn heartbeats(&self) -> BoxFuture<'_, Result<Box<dyn HeartbeatStream>>> {
+        let mut state = self.state.lock();
+        let stream = if state.streams.is_empty() { None } else { Some(state.streams.remove(0)) };
+        async move {
+            match stream {
+                Some(stream) => Ok(Box::new(stream) as Box<dyn HeartbeatStream>),
+                None => std::future::pending().await,
+            }
+        }
+        .boxed()
+    }
+}
