@@ -73,6 +73,8 @@ pub struct Peer {
     pub(super) gone: bool,
     /// Other peers by id, with when they were last heard of.
     pub(super) heard: BTreeMap<u64, (metapb::Peer, Now)>,
+    /// The newest membership version of those who wrote to this peer.
+    pub(super) told_conf_ver: u64,
     pub(super) ticks: Ticks,
     pub(super) written: Written,
 }
@@ -160,6 +162,7 @@ impl Peer {
             doomed: false,
             gone: false,
             heard: BTreeMap::new(),
+            told_conf_ver: 0,
             ticks: Ticks::default(),
             written: Written::default(),
         };

@@ -15,6 +15,7 @@ use super::peer::{Peer, StoreCtx};
 use super::read_queue;
 use super::util::epoch::is_older;
 use super::util::region::{epoch, is_learner, peer_by_id};
+use crate::clock::Now;
 use crate::error::RegionError;
 
 /// Seconds of silence after which a peer is reported as down.
@@ -48,6 +49,7 @@ impl Peer {
             }
             Payload::Raft(raft) => {
                 self.heard.insert(m.from.id, (m.from, ctx.now));
+                self.told_conf_ver = self.told_conf_ver.max(m.epoch.conf_ver);
                 self.step_raft(*raft, ctx, out);
             }
         }
@@ -58,12 +60,14 @@ impl Peer {
         let too_far = match m.msg_type {
             // The library would panic: this peer lost entries that it once acknowledged.
             MessageType::MsgHeartbeat => m.term >= self.term() && m.commit > log.last_index(),
+            // The library says term 0 for entries that were compacted away: nothing is known of those.
             MessageType::MsgAppend => {
                 m.term >= self.term()
                     && m.index < log.committed
-                    && m.entries
-                        .iter()
-                        .any(|e| e.index <= log.committed && log.term(e.index).is_ok_and(|t| t != e.term))
+                    && m.entries.iter().any(|e| {
+                        let differs = |known| known != 0 && known != e.term;
+                        e.index <= log.committed && log.term(e.index).is_ok_and(differs)
+                    })
             }
             _ => false,
         };
@@ -100,8 +104,13 @@ impl Peer {
     /// The scheduler said what the region is like; this peer had doubts about its membership.
     pub(super) fn on_membership(&mut self, answer: MembershipAnswer, ctx: &mut StoreCtx, out: &mut Output) {
         let MembershipAnswer::Region(region) = answer else { return };
-        let newer = epoch(&region).conf_ver > epoch(&self.meta().region).conf_ver;
-        if newer && peer_by_id(&region, self.peer.id).is_none() {
+        // Without data this peer knows only of which membership those were who wrote to it. An answer that is older
+        // may be from before it was added.
+        let known = match self.rn.store().initialized() {
+            true => epoch(&self.meta().region).conf_ver,
+            false => self.told_conf_ver,
+        };
+        if epoch(&region).conf_ver >= known && peer_by_id(&region, self.peer.id).is_none() {
             self.destroy(ctx, out);
         }
     }
@@ -238,7 +247,7 @@ impl Peer {
 
     /// Long without a leader: perhaps the others went on without this peer.
     fn tick_leaderless(&mut self, ctx: &StoreCtx, out: &mut Output) {
-        if self.rn.raft.leader_id != raft::INVALID_ID {
+        if self.hears_leader(ctx) {
             self.ticks.leaderless = 0;
             return;
         }
@@ -249,6 +258,17 @@ impl Peer {
                 out.early.push(self.message(*peer, Payload::CheckStale));
             }
             out.tasks.push(Task::AskMembership { region_id: self.region_id, peer_id: self.peer.id });
+        }
+    }
+
+    /// Whether a leader wrote lately. What the library believes is not enough: a peer that does not vote, or has no
+    /// data yet, believes in its last leader for ever.
+    fn hears_leader(&self, ctx: &StoreCtx) -> bool {
+        let lately = 2 * ctx.config.election_ticks as u64 * ctx.config.tick_ns();
+        let recent = |(_, at): &(metapb::Peer, Now)| ctx.now.since(*at) < lately;
+        match self.rn.store().initialized() {
+            true => self.is_leader() || self.heard.get(&self.rn.raft.leader_id).is_some_and(recent),
+            false => self.heard.values().any(recent),
         }
     }
 

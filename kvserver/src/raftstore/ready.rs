@@ -138,6 +138,9 @@ impl Peer {
         for (done, result) in self.proposals.take_applied(&applied) {
             out.reply(done, result);
         }
+        // Before the outcomes: one of them may drop entries that were applied only now.
+        let wanted = self.slowest_active_follower();
+        self.rn.mut_store().on_applied(applied.index, wanted, ctx.config.entry_cache_bytes_max);
         for outcome in applied.admin {
             match outcome {
                 AdminOutcome::ChangePeer { change, region } => {
@@ -151,8 +154,6 @@ impl Peer {
             self.stop(reason, ctx, out);
             return;
         }
-        let wanted = self.slowest_active_follower();
-        self.rn.mut_store().on_applied(applied.index, wanted, ctx.config.entry_cache_bytes_max);
         // The first entry of the term is applied: from now on reads are served.
         self.publish_view();
         self.answer_reads(out);
@@ -300,12 +301,32 @@ impl Peer {
         }
     }
 
-    fn send_early(&mut self, m: eraftpb::Message, out: &mut Output) {
+    fn send_early(&mut self, mut m: eraftpb::Message, out: &mut Output) {
         if m.msg_type == MessageType::MsgSnapshot {
             self.send_snapshot(m, out);
         } else {
+            self.mend_batched_append(&mut m);
             let wrapped = self.wrap(vec![m]);
             out.early.extend(wrapped);
+        }
+    }
+
+    /// The library adds entries to an append without entries that waits for the same peer, even when they do not
+    /// follow the index that append begins after (it had gone back for that peer meanwhile). The receiver would then
+    /// acknowledge entries that it has not got.
+    fn mend_batched_append(&self, m: &mut eraftpb::Message) {
+        let Some(first) = m.entries.first().map(|e| e.index) else { return };
+        if m.msg_type != MessageType::MsgAppend || first == m.index + 1 {
+            return;
+        }
+        m.index = first - 1;
+        match self.rn.raft.raft_log.term(m.index) {
+            Ok(term) if term > 0 => m.log_term = term,
+            // Compacted away: the peer's next answer brings it a snapshot.
+            Ok(_) | Err(_) => {
+                (m.index, m.log_term) = (0, 0);
+                m.entries.clear();
+            }
         }
     }
 
