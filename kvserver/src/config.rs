@@ -333,7 +333,8 @@ impl Config {
             ("server.status-addr", &self.server.status_addr),
         ] {
             let optional = key != "server.addr" && addr.is_empty();
-            if !optional && !addr.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok()) {
+            let port = addr.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
+            if !optional && port.is_none() {
                 let message = format!("{addr:?} is no HOST:PORT");
                 return Err(ConfigError::Invalid { key, message });
             }

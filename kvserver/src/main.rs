@@ -14,6 +14,11 @@ mod machine;
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
+/// Read by the allocator at start. Few arenas, because many hold on to many half-empty pages, and freed pages go
+/// back to the system soon: a store that has had a busy minute should not look busy for ever.
+#[unsafe(export_name = "malloc_conf")]
+pub static ALLOCATOR_OPTIONS: &[u8] = b"narenas:4,dirty_decay_ms:1000,muzzy_decay_ms:0\0";
+
 /// A store of a Kvasir cluster.
 #[derive(Parser)]
 #[command(version, about, args_conflicts_with_subcommands = true)]
@@ -157,7 +162,9 @@ fn start_logging(config: &Config) -> Result<(), StartError> {
             message: e.to_string(),
         })
     })?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    let log =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours);
     match config.log.format {
         LogFormat::Text => log.init(),
         LogFormat::Json => log.json().init(),

@@ -212,8 +212,8 @@ impl BatchStream {
                 None => self.ready.push((id, Response { cmd: None })),
             }
         }
-        if common.gets > 0 {
-            let micros = clock::now().since(started) / 1_000 / common.gets;
+        let micros = clock::now().since(started) / 1_000;
+        if let Some(micros) = micros.checked_div(common.gets) {
             self.shared.metrics.observe(Command::RawGet, micros, common.gets);
         }
     }

@@ -5,6 +5,7 @@
 
 use kvproto::errorpb;
 use kvproto::kvrpcpb::{self, ApiVersion};
+use kvproto::limits::CUT_AWARE_SOURCE;
 
 use crate::engine::EngineError;
 use crate::error::RegionError;
@@ -15,10 +16,6 @@ pub mod raw;
 
 /// How long a client is asked to stay away from a busy server, in milliseconds.
 const BUSY_BACKOFF_MS: u64 = 100;
-
-/// Scans of clients that name themselves so may be answered in part: they look at the size of a reply before
-/// they take it for the end of a region.
-pub const CUT_AWARE_SOURCE: &str = "kvasir";
 
 /// Where a request believes its keys to be.
 pub fn region_context(ctx: &kvrpcpb::Context) -> RegionContext {
@@ -216,7 +213,7 @@ mod tests {
     #[test]
     fn hints_survive_the_conversion() {
         let leader = metapb::Peer { id: 5, store_id: 2, ..Default::default() };
-        let error = region_error(RegionError::NotLeader { region_id: 1, leader: Some(leader.clone()) });
+        let error = region_error(RegionError::NotLeader { region_id: 1, leader: Some(leader) });
         assert_eq!(error.not_leader.unwrap().leader, Some(leader));
         assert!(error.message.contains("region 1"), "{}", error.message);
         let current = vec![metapb::Region { id: 3, ..Default::default() }];

@@ -67,19 +67,35 @@ impl Pairs {
         self.lens.is_empty()
     }
 
-    /// Key and value of each pair, sharing one buffer.
-    pub fn into_iter(self) -> impl Iterator<Item = (Bytes, Bytes)> {
-        let mut data = self.data.freeze();
-        self.lens.into_iter().map(move |(key, value)| {
-            let key = data.split_to(key as usize);
-            (key, data.split_to(value as usize))
-        })
-    }
-
     /// True when a pair of `bytes` more would make the reply too long and the client may be told to come back.
     fn full(&self, bytes: usize) -> bool {
         let reply = self.data.len() + bytes + (self.lens.len() + 1) * PAIR_OVERHEAD + REPLY_OVERHEAD;
         self.data.len() >= SCAN_CUT_BYTES && reply > MAX_REPLY_BYTES
+    }
+}
+
+/// Key and value of each pair, sharing one buffer.
+pub struct PairsIter {
+    data: Bytes,
+    lens: std::vec::IntoIter<(u32, u32)>,
+}
+
+impl Iterator for PairsIter {
+    type Item = (Bytes, Bytes);
+
+    fn next(&mut self) -> Option<(Bytes, Bytes)> {
+        let (key, value) = self.lens.next()?;
+        let key = self.data.split_to(key as usize);
+        Some((key, self.data.split_to(value as usize)))
+    }
+}
+
+impl IntoIterator for Pairs {
+    type Item = (Bytes, Bytes);
+    type IntoIter = PairsIter;
+
+    fn into_iter(self) -> PairsIter {
+        PairsIter { data: self.data.freeze(), lens: self.lens.into_iter() }
     }
 }
 
