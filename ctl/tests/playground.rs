@@ -10,7 +10,7 @@ const STOP_DEADLINE: Duration = Duration::from_secs(30);
 
 /// A playground process on free ports, stopped at the end.
 struct Playground {
-    child: Child,
+    child: Option<Child>,
     /// Kept open, so that the process can write.
     _stdout: BufReader<ChildStdout>,
     ready: serde_json::Value,
@@ -33,7 +33,7 @@ impl Playground {
             panic!("the playground ended before it was ready: {status}");
         }
         let ready = serde_json::from_str(&line).unwrap();
-        Playground { child, _stdout: stdout, ready }
+        Playground { child: Some(child), _stdout: stdout, ready }
     }
 
     fn kvctl(&self, args: &[&str]) -> Output {
@@ -66,32 +66,35 @@ impl Playground {
 
     /// Sends SIGTERM and returns the exit code.
     fn stop(mut self) -> Option<i32> {
-        self.terminate();
-        self.child.wait().unwrap().code()
-    }
-
-    fn terminate(&mut self) {
-        let status = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().unwrap();
-        assert!(status.success());
-        let deadline = Instant::now() + STOP_DEADLINE;
-        while self.child.try_wait().unwrap().is_none() {
-            if Instant::now() > deadline {
-                self.child.kill().unwrap();
-                panic!("the playground did not stop in {STOP_DEADLINE:?}");
-            }
-            std::thread::yield_now();
-        }
+        let child = self.child.take().unwrap();
+        signal("-TERM", child.id());
+        wait(child)
     }
 }
 
 impl Drop for Playground {
     fn drop(&mut self) {
-        // Only a failed test comes here with a running process.
-        if matches!(self.child.try_wait(), Ok(None)) {
-            let _ = self.child.kill();
-            let _ = self.child.wait();
+        // Only a failed test comes here with a process.
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
         }
     }
+}
+
+fn signal(name: &str, pid: u32) {
+    assert!(Command::new("kill").args([name, &pid.to_string()]).status().unwrap().success());
+}
+
+/// The exit code of a process that is about to end.
+fn wait(mut child: Child) -> Option<i32> {
+    let pid = child.id();
+    let (sender, ended) = std::sync::mpsc::sync_channel(1);
+    std::thread::spawn(move || sender.send(child.wait().unwrap().code()));
+    ended.recv_timeout(STOP_DEADLINE).unwrap_or_else(|_| {
+        signal("-KILL", pid);
+        panic!("the playground did not stop in {STOP_DEADLINE:?}");
+    })
 }
 
 fn code(output: &Output) -> i32 {
@@ -230,6 +233,27 @@ fn data_and_api_are_kept_across_restarts() {
     let taken = cluster.kvctl(&["playground", "--port", "0", "--data-dir", path_text(dir.path())]);
     assert_eq!(code(&taken), 1, "{}", stderr(&taken));
     assert_eq!(cluster.stop(), Some(0));
+}
+
+#[test]
+fn a_signal_before_the_cluster_is_ready_leaves_nothing_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut child = Command::new(KVCTL)
+        .env("TMPDIR", dir.path())
+        .args(["playground", "--port", "0"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    // Its first file is there: signals are caught from now on, and the servers are not up.
+    let deadline = Instant::now() + STOP_DEADLINE;
+    while std::fs::read_dir(dir.path()).unwrap().next().is_none() {
+        assert!(Instant::now() < deadline && child.try_wait().unwrap().is_none());
+        std::thread::yield_now();
+    }
+    signal("-INT", child.id());
+    assert_eq!(wait(child), Some(1));
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
 }
 
 #[test]

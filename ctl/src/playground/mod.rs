@@ -53,11 +53,7 @@ pub async fn run(global: &Global, args: Playground) -> Result<()> {
     let any_port = args.port == 0;
     let mut layout = Layout::open(args.data_dir.as_deref(), args.stores, args.api, any_port)?;
     let mut cluster = Cluster::default();
-    let outcome = tokio::select! {
-        outcome = start(&mut cluster, &mut layout, args.port) => outcome,
-        () = signals.next() => Err(Error::Failed("stopped before the cluster was ready".to_owned())),
-    };
-    let outcome = match outcome {
+    let outcome = match bring_up(&mut cluster, &mut layout, args.port, &mut signals).await {
         Ok(()) => {
             let ready = describe(&cluster, &layout, started.elapsed());
             let told = ready.and_then(|ready| global.output.print(&ready, guide));
@@ -122,7 +118,37 @@ impl Cluster {
     }
 }
 
-async fn start(cluster: &mut Cluster, layout: &mut Layout, port: u16) -> Result<()> {
+/// Starts all servers and waits until the cluster is whole. A signal ends the wait, but not the start of a server in
+/// the middle of opening its files; a second signal ends that as well.
+async fn bring_up(
+    cluster: &mut Cluster,
+    layout: &mut Layout,
+    port: u16,
+    signals: &mut Signals,
+) -> Result<()> {
+    let stopped = || Error::Failed("stopped before the cluster was ready".to_owned());
+    let stores = layout.saved.stores.len();
+    let endpoint = {
+        let mut starting = std::pin::pin!(start(cluster, layout, port));
+        tokio::select! {
+            endpoint = &mut starting => endpoint?,
+            () = signals.next() => {
+                tokio::select! {
+                    _ = starting => {}
+                    () = signals.next() => {}
+                }
+                return Err(stopped());
+            }
+        }
+    };
+    tokio::select! {
+        ready = ready::wait(&endpoint, stores, stores.min(REPLICAS_MAX)) => ready,
+        () = signals.next() => Err(stopped()),
+    }
+}
+
+/// Starts all servers and returns the scheduler's address.
+async fn start(cluster: &mut Cluster, layout: &mut Layout, port: u16) -> Result<String> {
     let stores = layout.saved.stores.len();
     let scheduler = start_scheduler(layout, port, stores.min(REPLICAS_MAX)).await?;
     let endpoint = scheduler.addr().to_string();
@@ -145,7 +171,7 @@ async fn start(cluster: &mut Cluster, layout: &mut Layout, port: u16) -> Result<
         *saved = SavedStore { port: server.addr().port(), status_port };
     }
     layout.save()?;
-    ready::wait(&endpoint, stores, stores.min(REPLICAS_MAX)).await
+    Ok(endpoint)
 }
 
 async fn start_scheduler(layout: &Layout, port: u16, replicas: usize) -> Result<scheduler::Server> {
@@ -196,10 +222,12 @@ fn describe(cluster: &Cluster, layout: &Layout, took: Duration) -> Result<Starte
         address: server.addr().to_string(),
         status_address: server.status_addr().map(|addr| addr.to_string()).unwrap_or_default(),
     };
+    let mut stores: Vec<StartedStore> = cluster.stores.iter().map(store).collect();
+    stores.sort_by_key(|store| store.id);
     Ok(Started {
         scheduler: scheduler.to_string(),
         api: layout.saved.api,
-        stores: cluster.stores.iter().map(store).collect(),
+        stores,
         data_dir: layout.root().display().to_string(),
         temporary: layout.is_temporary(),
         ready_seconds: took.as_secs_f64(),
