@@ -110,7 +110,6 @@ impl LeaderWait {
     }
 
     /// Gives the request back when nobody leads.
-    #[expect(clippy::result_large_err, reason = "a request that has to wait is given back whole")]
     fn decide(&self, request: Request) -> Result<(), Request> {
         let standing: RegionResult<Standing> =
             self.reader.check(request.ctx()).map(|(_, _, standing)| standing);

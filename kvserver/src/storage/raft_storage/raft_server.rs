@@ -6,44 +6,42 @@ use futures::stream::BoxStream;
 use kvproto::raft_serverpb::{RaftMessage, SnapshotChunk};
 use tonic::Status;
 
-use super::counters::Counters;
 use super::snap_runner::SnapRunner;
+use super::transport::Network;
 use crate::raftstore::message::{Input, PeerMessage};
-use crate::raftstore::router::Router;
 use crate::storage::store::RaftIngress;
 
 /// See the file's head.
 pub struct RaftServer {
-    router: Router,
+    network: Network,
     snapshots: SnapRunner,
-    counters: Counters,
 }
 
 impl RaftServer {
-    /// Hands messages to `router` and snapshots to `snapshots`.
-    pub fn new(router: Router, snapshots: SnapRunner, counters: Counters) -> RaftServer {
-        RaftServer { router, snapshots, counters }
+    /// Hands snapshots to `snapshots`.
+    pub fn new(network: Network, snapshots: SnapRunner) -> RaftServer {
+        RaftServer { network, snapshots }
     }
 }
 
 impl RaftIngress for RaftServer {
     fn message(&self, message: RaftMessage) {
-        self.counters.received.inc();
+        self.network.counters.received.inc();
         let region_id = message.region_id;
         let message = match PeerMessage::from_wire(message) {
             // Without its files a snapshot is of no use.
             Ok(message) if message.is_snapshot() => {
                 tracing::debug!(region = region_id, "a snapshot came without its files");
-                return self.counters.drop_messages("malformed", 1);
+                return self.network.counters.drop_messages("malformed", 1);
             }
             Ok(message) => message,
             Err(error) => {
                 tracing::debug!(region = region_id, %error, "message refused");
-                return self.counters.drop_messages("malformed", 1);
+                return self.network.counters.drop_messages("malformed", 1);
             }
         };
-        if self.router.send(Input::Raft(message)).is_err() {
-            self.counters.drop_messages("overloaded", 1);
+        if self.network.router.send(Input::Raft(message)).is_err() {
+            self.network.counters.drop_messages("overloaded", 1);
         }
     }
 

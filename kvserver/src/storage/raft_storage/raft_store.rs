@@ -24,7 +24,7 @@ use super::region_reader::RegionReader;
 use super::resolver::Resolver;
 use super::snap_runner::SnapRunner;
 use super::store_figures::Figures;
-use super::transport::{GrpcTransport, LostStores};
+use super::transport::{GrpcTransport, LostStores, Network};
 use super::{RaftStorage, Storage};
 use crate::clock;
 use crate::config::{Config, Placement};
@@ -63,9 +63,7 @@ pub struct RaftStore {
     storage: Arc<RaftStorage>,
     ingress: Arc<RaftServer>,
     views: Arc<ViewRegistry>,
-    router: Router,
-    lost: LostStores,
-    counters: Counters,
+    network: Network,
     scheduler_task: SchedulerTask,
     figures: Arc<Figures>,
     runners: Arc<Runners>,
@@ -73,7 +71,6 @@ pub struct RaftStore {
     /// Tasks that hold the engine.
     tasks: Mutex<Vec<JoinHandle<()>>>,
     runtime: Handle,
-    stopping: CancellationToken,
 }
 
 impl RaftStore {
@@ -101,7 +98,7 @@ impl RaftStore {
 
     /// Counters of messages and snapshots.
     pub fn counters(&self) -> &Counters {
-        &self.counters
+        &self.network.counters
     }
 
     /// The views of regions that this store leads.
@@ -114,7 +111,7 @@ impl RaftStore {
         for view in led {
             let region = &view.meta.region;
             let can_lead = |p: &&metapb::Peer| {
-                p.id != view.peer.id && !region::is_learner(p) && !self.lost.contains(p.store_id)
+                p.id != view.peer.id && !region::is_learner(p) && !self.network.lost.contains(p.store_id)
             };
             let others: Vec<&metapb::Peer> = region.peers.iter().filter(can_lead).collect();
             if others.is_empty() {
@@ -123,7 +120,7 @@ impl RaftStore {
             let peer = *others[attempt % others.len()];
             let command = RegionCommand::TransferLeader { peer };
             let (region_id, epoch) = (region.id, region::epoch(region));
-            if self.router.send(Input::Command { region_id, epoch, command }).is_err() {
+            if self.network.router.send(Input::Command { region_id, epoch, command }).is_err() {
                 return;
             }
         }
@@ -148,7 +145,7 @@ impl RaftStore {
     }
 
     fn stop(&self) -> Result<(), NodeError> {
-        self.stopping.cancel();
+        self.network.stopping.cancel();
         if let Some(worker) = self.worker.lock().take() {
             worker.stop();
         }
@@ -222,33 +219,19 @@ impl Parts {
         let Parts { disk, scheduler, raft, ident, regions, found, fatal } = self;
         let (store_id, api, form) = (ident.store_id, raft.api, regions.form);
         let (router, inbox) = Router::new();
-        let stopping = CancellationToken::new();
-        let views = Arc::new(ViewRegistry::default());
-        let (lost, counters) = (LostStores::default(), Counters::new()?);
+        let (views, lost) = (Arc::new(ViewRegistry::default()), LostStores::default());
         let resolver = Arc::new(Resolver::new(scheduler.clone()));
-        let transfers = SnapRunner::new(
-            store_id,
-            disk.snaps.clone(),
-            resolver.clone(),
-            router.clone(),
-            counters.clone(),
-            stopping.clone(),
-        );
-        let transport =
-            GrpcTransport::new(router.clone(), resolver, lost.clone(), counters.clone(), stopping.clone());
+        let (counters, stopping) = (Counters::new()?, CancellationToken::new());
+        let network = Network { store_id, router: router.clone(), resolver, lost, counters, stopping };
+        let transfers = SnapRunner::new(network.clone(), disk.snaps.clone());
         let scheduler_task = SchedulerTask::default();
         let sender = Arc::new(transfers.clone());
         let runners = Runners::start(regions, router.clone(), scheduler_task.clone(), sender)?;
         let runners = Arc::new(runners);
 
         let mut first = Output::default();
-        let options = ShardOptions {
-            config: Arc::new(raft),
-            store_id,
-            engine: disk.engine.clone(),
-            log: disk.log.clone(),
-            views: views.clone(),
-        };
+        let (engine, log) = (disk.engine.clone(), disk.log.clone());
+        let options = ShardOptions { config: Arc::new(raft), store_id, engine, log, views: views.clone() };
         let shard = Shard::load(options, found, clock::now(), &mut first)?;
         let worker = RaftWorker::start(WorkerOptions {
             store_id,
@@ -259,53 +242,43 @@ impl Parts {
             log: disk.log.clone(),
             router: router.clone(),
             inbox,
-            transport: Arc::new(transport),
+            transport: Arc::new(GrpcTransport::new(network.clone())),
             tasks: runners.clone(),
             fatal,
             threaded_log: config.raftstore.log_write == Placement::Threaded,
             threaded_apply: config.raftstore.apply == Placement::Threaded,
         })?;
 
-        let figures = Arc::new(Figures {
-            store_id,
-            started: clock::unix_seconds(),
-            disk: disk.clone(),
-            form,
-            views: views.clone(),
-            runners: runners.clone(),
-            stopping: CancellationToken::new(),
-        });
+        let figures = Figures::new(store_id, disk.clone(), form, views.clone(), runners.clone());
+        let (figures, worker) = (Arc::new(figures), Mutex::new(Some(worker)));
+        let interval_ms = config.raftstore.pd_store_heartbeat_tick_interval.as_millis();
         let mut tasks = scheduler_task.spawn(SchedulerTaskOptions {
             scheduler,
             router: router.clone(),
             figures: figures.clone(),
-            store_interval: Duration::from_millis(
-                config.raftstore.pd_store_heartbeat_tick_interval.as_millis(),
-            ),
-            stopping: stopping.clone(),
+            store_interval: Duration::from_millis(interval_ms),
+            stopping: network.stopping.clone(),
         });
-        let reader = Arc::new(RegionReader::new(store_id, disk.engine.clone(), views.clone(), lost.clone()));
-        let (wait, waiting) = LeaderWait::start(reader.clone(), router.clone(), stopping.clone());
-        let storage = Arc::new(RaftStorage { api, reader, wait });
-        let ingress = Arc::new(RaftServer::new(router.clone(), transfers, counters.clone()));
+        let reader = RegionReader::new(store_id, disk.engine.clone(), views.clone(), network.lost.clone());
+        let reader = Arc::new(reader);
+        let (wait, waiting) = LeaderWait::start(reader.clone(), router, network.stopping.clone());
         tasks.push(waiting);
-        let (worker, tasks) = (Mutex::new(Some(worker)), Mutex::new(tasks));
+        let (tasks, runtime) = (Mutex::new(tasks), Handle::current());
+        let storage = Arc::new(RaftStorage { api, reader, wait });
+        let ingress = Arc::new(RaftServer::new(network.clone(), transfers));
         Ok(Arc::new(RaftStore {
             ident,
             disk,
             storage,
             ingress,
             views,
-            router,
-            lost,
-            counters,
+            network,
             scheduler_task,
             figures,
             runners,
             worker,
             tasks,
-            runtime: Handle::current(),
-            stopping,
+            runtime,
         }))
     }
 }
@@ -325,7 +298,7 @@ impl Store for RaftStore {
 
     fn inspect(&self, region_id: u64) -> BoxFuture<'_, Option<Arc<RegionStatus>>> {
         let (done, status) = crate::storage::callback();
-        let sent = self.router.send(Input::Inspect { region_id, done });
+        let sent = self.network.router.send(Input::Inspect { region_id, done });
         async move {
             // An overloaded store has no time to be looked at.
             sent.ok()?;

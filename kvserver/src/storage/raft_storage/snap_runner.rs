@@ -15,16 +15,14 @@ use kvproto::raft_serverpb::SnapshotChunk;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
-use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 
-use super::counters::Counters;
 use super::raft_client;
-use super::resolver::{ResolveError, Resolver};
+use super::resolver::ResolveError;
+use super::transport::Network;
 use crate::clock;
 use crate::raftstore::message::{Input, PeerMessage};
 use crate::raftstore::op::snapshot;
-use crate::raftstore::router::Router;
 use crate::raftstore::runner::SnapshotSender;
 use crate::raftstore::snap::{Receive, SnapError, SnapKey, SnapManager};
 
@@ -36,6 +34,9 @@ const CHUNKS_WAITING: usize = 4;
 const TIMEOUT: Duration = Duration::from_secs(60);
 const SLOWEST_BYTES_PER_SECOND: u64 = 1 << 20;
 
+/// Tells whether the files of a snapshot were written.
+type Written = oneshot::Receiver<Result<(), SnapError>>;
+
 /// See the file's head. Clones share the transfers.
 #[derive(Clone)]
 pub struct SnapRunner {
@@ -43,13 +44,9 @@ pub struct SnapRunner {
 }
 
 struct Inner {
-    store_id: u64,
+    network: Network,
     snaps: SnapManager,
-    resolver: Arc<Resolver>,
-    router: Router,
-    counters: Counters,
     runtime: Handle,
-    stopping: CancellationToken,
 }
 
 /// Why a snapshot did not reach the other store.
@@ -74,19 +71,9 @@ enum TransferError {
 }
 
 impl SnapRunner {
-    /// Transfers run on the current runtime until `stopping` is cancelled.
-    pub fn new(
-        store_id: u64,
-        snaps: SnapManager,
-        resolver: Arc<Resolver>,
-        router: Router,
-        counters: Counters,
-        stopping: CancellationToken,
-    ) -> SnapRunner {
-        let runtime = Handle::current();
-        SnapRunner {
-            inner: Arc::new(Inner { store_id, snaps, resolver, router, counters, runtime, stopping }),
-        }
+    /// Transfers run on the current runtime.
+    pub fn new(network: Network, snaps: SnapManager) -> SnapRunner {
+        SnapRunner { inner: Arc::new(Inner { network, snaps, runtime: Handle::current() }) }
     }
 
     /// Takes a snapshot that another store sends.
@@ -98,9 +85,9 @@ impl SnapRunner {
         async move {
             let received = inner.receive(chunks).await;
             match &received {
-                Ok(()) => inner.counters.snapshot("received"),
+                Ok(()) => inner.network.counters.snapshot("received"),
                 Err(status) => {
-                    inner.counters.snapshot("receive_failed");
+                    inner.network.counters.snapshot("receive_failed");
                     tracing::info!(error = status.message(), "snapshot not received");
                 }
             }
@@ -116,19 +103,23 @@ impl SnapshotSender for SnapRunner {
             let (region_id, to) = (message.region_id, message.to);
             let sent = tokio::select! {
                 sent = inner.send(&key, message) => sent,
-                () = inner.stopping.cancelled() => Err(TransferError::Stopping),
+                () = inner.network.stopping.cancelled() => Err(TransferError::Stopping),
             };
             match &sent {
                 Ok(bytes) => {
-                    inner.counters.snapshot("sent");
+                    inner.network.counters.snapshot("sent");
                     tracing::info!(snapshot = %key, store = to.store_id, bytes, "snapshot sent");
                 }
                 Err(error) => {
-                    inner.counters.snapshot("send_failed");
+                    inner.network.counters.snapshot("send_failed");
                     tracing::warn!(snapshot = %key, store = to.store_id, %error, "snapshot not sent");
                 }
             }
-            inner.router.complete(Input::SnapshotSent { region_id, to_peer: to.id, ok: sent.is_ok() });
+            inner.network.router.complete(Input::SnapshotSent {
+                region_id,
+                to_peer: to.id,
+                ok: sent.is_ok(),
+            });
         });
     }
 }
@@ -139,9 +130,9 @@ impl Inner {
         let (_, manifest) = snapshot::announced(&message).ok_or(TransferError::NoSnapshot)?;
         let bytes = crate::raftstore::snap::Manifest::decode(&manifest)?.bytes();
         let store_id = message.to.store_id;
-        let address = self.resolver.resolve(store_id).await?;
+        let address = self.network.resolver.resolve(store_id).await?;
         let mut client = raft_client::connect(&address).await.map_err(|e| {
-            self.resolver.doubt(store_id);
+            self.network.resolver.doubt(store_id);
             TransferError::Connect(address.clone(), raft_client::describe(&e))
         })?;
         let (chunks, failed) = self.read_files(key)?;
@@ -214,8 +205,9 @@ impl Inner {
         let first = chunks.next().await.ok_or_else(|| invalid("an empty stream"))??;
         let wire = first.message.ok_or_else(|| invalid("the first piece must be its message"))?;
         let message = PeerMessage::from_wire(wire).map_err(|e| invalid(&e.to_string()))?;
-        if message.to.store_id != self.store_id {
-            let text = format!("it is for store {}, this is store {}", message.to.store_id, self.store_id);
+        if message.to.store_id != self.network.store_id {
+            let text =
+                format!("it is for store {}, this is store {}", message.to.store_id, self.network.store_id);
             return Err(Status::failed_precondition(text));
         }
         let announced = message.is_snapshot().then(|| snapshot::announced(&message)).flatten();
@@ -236,16 +228,14 @@ impl Inner {
             Err(_) => return Err(Status::internal("the thread that writes the files ended badly")),
         }
         tracing::info!(snapshot = %key, peer = message.to.id, "snapshot received");
-        self.router
+        self.network
+            .router
             .send(Input::Raft(message))
             .map_err(|_| Status::unavailable("the store is overloaded; try again"))
     }
 
     /// Writes what is fed into the first part to files on a thread; the second part tells the outcome.
-    fn write_files(
-        &self,
-        manifest: Bytes,
-    ) -> Result<(mpsc::Sender<Bytes>, oneshot::Receiver<Result<(), SnapError>>), TransferError> {
+    fn write_files(&self, manifest: Bytes) -> Result<(mpsc::Sender<Bytes>, Written), TransferError> {
         let (files, mut chunks) = mpsc::channel::<Bytes>(CHUNKS_WAITING);
         let (outcome, written) = oneshot::channel();
         let snaps = self.snaps.clone();

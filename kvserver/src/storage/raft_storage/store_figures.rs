@@ -9,6 +9,7 @@ use kvproto::key::BoundaryForm;
 use kvproto::{metapb, pdpb};
 use tokio_util::sync::CancellationToken;
 
+use crate::clock;
 use crate::raftstore::meta::region_view::ViewRegistry;
 use crate::raftstore::node::Disk;
 use crate::raftstore::runner::scheduler_task::StoreFigures;
@@ -17,15 +18,29 @@ use crate::raftstore::util::region;
 
 /// See the file's head.
 pub struct Figures {
-    pub store_id: u64,
+    store_id: u64,
     /// Seconds since 1970.
-    pub started: u64,
-    pub disk: Disk,
-    pub form: BoundaryForm,
-    pub views: Arc<ViewRegistry>,
-    pub runners: Arc<Runners>,
+    started: u64,
+    disk: Disk,
+    form: BoundaryForm,
+    views: Arc<ViewRegistry>,
+    runners: Arc<Runners>,
     /// Cancelled once leaders are asked to leave.
     pub stopping: CancellationToken,
+}
+
+impl Figures {
+    /// The figures of a store that starts now.
+    pub fn new(
+        store_id: u64,
+        disk: Disk,
+        form: BoundaryForm,
+        views: Arc<ViewRegistry>,
+        runners: Arc<Runners>,
+    ) -> Figures {
+        let (started, stopping) = (clock::unix_seconds(), CancellationToken::new());
+        Figures { store_id, started, disk, form, views, runners, stopping }
+    }
 }
 
 impl StoreFigures for Figures {
@@ -84,8 +99,8 @@ fn disk_space(path: &Path) -> std::io::Result<(u64, u64)> {
     }
     // SAFETY: the call succeeded and so has filled it in.
     let figures = unsafe { figures.assume_init() };
-    let block = figures.f_frsize as u64;
-    Ok((figures.f_blocks as u64 * block, figures.f_bavail as u64 * block))
+    let block = figures.f_frsize;
+    Ok((figures.f_blocks * block, figures.f_bavail * block))
 }
 
 #[cfg(test)]

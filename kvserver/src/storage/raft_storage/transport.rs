@@ -59,44 +59,40 @@ impl LostStores {
     }
 }
 
-/// What all links share.
-struct Shared {
-    router: Router,
-    resolver: Arc<Resolver>,
-    lost: LostStores,
-    counters: Counters,
-    stopping: CancellationToken,
+/// What everything that talks to other stores works with. Clones share it.
+#[derive(Clone)]
+pub struct Network {
+    pub store_id: u64,
+    pub router: Router,
+    pub resolver: Arc<Resolver>,
+    pub lost: LostStores,
+    pub counters: Counters,
+    /// Ends links, transfers and waiting requests.
+    pub stopping: CancellationToken,
 }
 
 /// See the file's head.
 pub struct GrpcTransport {
-    shared: Arc<Shared>,
+    network: Network,
     runtime: Handle,
     links: Mutex<BTreeMap<u64, Arc<Link>>>,
 }
 
 impl GrpcTransport {
-    /// A transport whose links run on the current runtime until `stopping` is cancelled.
-    pub fn new(
-        router: Router,
-        resolver: Arc<Resolver>,
-        lost: LostStores,
-        counters: Counters,
-        stopping: CancellationToken,
-    ) -> GrpcTransport {
-        let shared = Arc::new(Shared { router, resolver, lost, counters, stopping });
-        GrpcTransport { shared, runtime: Handle::current(), links: Mutex::default() }
+    /// A transport whose links run on the current runtime.
+    pub fn new(network: Network) -> GrpcTransport {
+        GrpcTransport { network, runtime: Handle::current(), links: Mutex::default() }
     }
 
     fn open(&self, store_id: u64) -> Arc<Link> {
         let link = Arc::new(Link {
             store_id,
-            shared: self.shared.clone(),
+            network: self.network.clone(),
             queue: Mutex::default(),
             wake: Notify::new(),
             generation: AtomicU64::new(0),
         });
-        let (task, stopping) = (link.clone(), self.shared.stopping.clone());
+        let (task, stopping) = (link.clone(), self.network.stopping.clone());
         self.runtime.spawn(async move { stopping.run_until_cancelled_owned(task.run()).await });
         link
     }
@@ -109,7 +105,7 @@ impl Transport for GrpcTransport {
             let store_id = message.to.store_id;
             // A snapshot travels on a stream of its own, by its own task.
             if message.is_snapshot() {
-                self.shared.counters.drop_messages("malformed", 1);
+                self.network.counters.drop_messages("malformed", 1);
                 continue;
             }
             links.entry(store_id).or_insert_with(|| self.open(store_id)).push(message);
@@ -128,7 +124,7 @@ struct Queue {
 /// The way to one store.
 struct Link {
     store_id: u64,
-    shared: Arc<Shared>,
+    network: Network,
     queue: Mutex<Queue>,
     wake: Notify,
     /// Which stream may take from the queue.
@@ -143,9 +139,9 @@ impl Link {
         if full && !queue.messages.is_empty() {
             let first = !std::mem::replace(&mut queue.overflowed, true);
             drop(queue);
-            self.shared.counters.drop_messages("queue_full", 1);
+            self.network.counters.drop_messages("queue_full", 1);
             if first {
-                self.shared.router.complete(Input::Unreachable { store_id: self.store_id });
+                self.network.router.complete(Input::Unreachable { store_id: self.store_id });
             }
             return;
         }
@@ -177,7 +173,7 @@ impl Link {
 
     fn clear(&self) {
         let dropped = std::mem::take(&mut *self.queue.lock());
-        self.shared.counters.drop_messages("disconnected", dropped.messages.len());
+        self.network.counters.drop_messages("disconnected", dropped.messages.len());
     }
 
     async fn run(self: Arc<Link>) {
@@ -206,14 +202,14 @@ impl Link {
 
     /// Connects and sends until the connection breaks; gives how long that was.
     async fn connect_and_serve(self: &Arc<Link>) -> Result<u64, LinkError> {
-        let (store_id, shared) = (self.store_id, &self.shared);
-        let address = shared.resolver.resolve(store_id).await?;
+        let (store_id, network) = (self.store_id, &self.network);
+        let address = network.resolver.resolve(store_id).await?;
         let connected = raft_client::connect(&address).await;
         let mut client =
             connected.map_err(|e| LinkError::Connect(address.clone(), raft_client::describe(&e)))?;
-        if shared.lost.contains(store_id) {
-            shared.lost.set(store_id, false);
-            shared.router.complete(Input::StoreBack { store_id });
+        if network.lost.contains(store_id) {
+            network.lost.set(store_id, false);
+            network.router.complete(Input::StoreBack { store_id });
             tracing::info!(store = store_id, address, "connected again");
         }
         let since = clock::now();
@@ -221,8 +217,8 @@ impl Link {
         // What is left of the stream must not take messages from its successor.
         self.generation.fetch_add(1, Ordering::AcqRel);
         self.wake.notify_waiters();
-        shared.resolver.doubt(store_id);
-        shared.router.complete(Input::Unreachable { store_id });
+        network.resolver.doubt(store_id);
+        network.router.complete(Input::Unreachable { store_id });
         if let Err(status) = ended {
             tracing::info!(
                 store = store_id,
@@ -235,17 +231,17 @@ impl Link {
     }
 
     fn on_connect_failed(&self, error: &LinkError) {
-        let (store_id, shared) = (self.store_id, &self.shared);
+        let (store_id, network) = (self.store_id, &self.network);
         self.clear();
-        shared.resolver.doubt(store_id);
+        network.resolver.doubt(store_id);
         match error {
-            LinkError::Connect(..) if !shared.lost.contains(store_id) => {
-                shared.lost.set(store_id, true);
-                shared.router.complete(Input::StoreLost { store_id });
+            LinkError::Connect(..) if !network.lost.contains(store_id) => {
+                network.lost.set(store_id, true);
+                network.router.complete(Input::StoreLost { store_id });
                 tracing::warn!(store = store_id, %error, "store lost");
             }
             _ => {
-                shared.router.complete(Input::Unreachable { store_id });
+                network.router.complete(Input::Unreachable { store_id });
                 tracing::debug!(store = store_id, %error, "no connection");
             }
         }
@@ -261,7 +257,7 @@ impl Link {
                 }
                 let messages = link.take();
                 if !messages.is_empty() {
-                    link.shared.counters.sent.inc_by(messages.len() as u64);
+                    link.network.counters.sent.inc_by(messages.len() as u64);
                     let msgs = messages.into_iter().map(PeerMessage::into_wire).collect();
                     return Some((BatchRaftMessage { msgs, ..Default::default() }, link));
                 }
@@ -297,9 +293,15 @@ mod tests {
         scheduler.state.lock().stores =
             vec![metapb::Store { id: 2, address: address.into(), ..Default::default() }];
         let resolver = Arc::new(Resolver::new(Arc::new(scheduler)));
-        let counters = Counters::new().unwrap();
-        let stopping = CancellationToken::new();
-        (GrpcTransport::new(router, resolver, lost.clone(), counters, stopping), inbox, lost)
+        let network = Network {
+            store_id: 1,
+            router,
+            resolver,
+            lost: lost.clone(),
+            counters: Counters::new().unwrap(),
+            stopping: CancellationToken::new(),
+        };
+        (GrpcTransport::new(network), inbox, lost)
     }
 
     fn message(region_id: u64) -> PeerMessage {
@@ -329,7 +331,7 @@ mod tests {
         let (transport, _inbox, _) = transport("127.0.0.1:1");
         let link = Arc::new(Link {
             store_id: 2,
-            shared: transport.shared.clone(),
+            network: transport.network.clone(),
             queue: Mutex::default(),
             wake: Notify::new(),
             generation: AtomicU64::new(0),
@@ -349,7 +351,7 @@ mod tests {
         let (transport, inbox, _) = transport("127.0.0.1:1");
         let link = Link {
             store_id: 2,
-            shared: transport.shared.clone(),
+            network: transport.network.clone(),
             queue: Mutex::default(),
             wake: Notify::new(),
             generation: AtomicU64::new(0),
