@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use kvserver::config::{Config, LogFormat};
@@ -18,6 +19,9 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 /// back to the system soon: a store that has had a busy minute should not look busy for ever.
 #[unsafe(export_name = "malloc_conf")]
 pub static ALLOCATOR_OPTIONS: &[u8] = b"narenas:4,dirty_decay_ms:1000,muzzy_decay_ms:0\0";
+
+/// How long tasks that are still at work may hold up the end of the process.
+const LAST_TASKS: Duration = Duration::from_millis(200);
 
 /// A store of a Kvasir cluster.
 #[derive(Parser)]
@@ -152,7 +156,10 @@ fn run(cli: Cli) -> Result<(), StartError> {
         .enable_all()
         .build()
         .map_err(|e| StartError::Store(format!("cannot start threads: {e}")))?;
-    runtime.block_on(serve(config, pd_addr))
+    let served = runtime.block_on(serve(config, pd_addr));
+    // Whatever still waits for a disk must not hold up the end: everything acknowledged is durable already.
+    runtime.shutdown_timeout(LAST_TASKS);
+    served
 }
 
 fn start_logging(config: &Config) -> Result<(), StartError> {
