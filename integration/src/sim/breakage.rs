@@ -1,0 +1,27 @@
+//! Deliberate mistakes of the driver and its surroundings, one per guarded rule. Tests switch one on and demand
+//! that a checker notices: a checker that finds nothing here finds nothing anywhere.
+
+/// See the file's head.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Breakage {
+    #[default]
+    None,
+    /// The disks claim durability and keep nothing that a crash could not take (INV-LOG).
+    AckBeforePersist,
+    /// The same, with the check of acknowledgements switched off: lost entries must be noticed by their effects.
+    LostEntries,
+    /// Readers trust the view they loaded first and look neither at the lease's end nor for a newer view (INV-LEASE).
+    StaleLease,
+    /// One store's clock runs at less than half speed: its leases last too long (INV-LEASE).
+    SlowClock,
+    /// Requests made for an old region version are proposed as if they were for the present one (INV-EPOCH).
+    EpochAtPropose,
+    /// Entries made for an old region version are applied as if they were for the present one (INV-EPOCH).
+    EpochAtApply,
+    /// Now and then a store loses one entry between commit and apply (INV-APPLY).
+    ApplyGap,
+    /// Now and then a store applies an empty entry in place of a committed one (INV-APPLY).
+    ApplyOther,
+    /// The applied index reaches the engine without the effects (INV-APPLY).
+    ApplyTorn,
+}

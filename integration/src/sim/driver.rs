@@ -1,0 +1,358 @@
+//! The driver of one store: the contract of the real raft thread, log writer and apply worker, in virtual time.
+//!
+//! A turn lets time pass, steps what is in the inbox, and collects. Its output is carried out in the order the core
+//! demands: replies, early messages, the log batch, and (with the proof of durability) the messages that waited for
+//! it, apply tasks, background tasks. An inline store does nothing else while a write is under way; a threaded one
+//! goes on and finds the completion in its inbox.
+
+use std::collections::BTreeMap;
+
+use kvserver::engine::log_store::LogStore;
+use kvserver::engine::{Engine, EngineError, WriteBatch, WriteOptions};
+use kvserver::raftstore::apply::{Applied, ApplyTask};
+use kvserver::raftstore::message::write_set::{self, Entry};
+use kvserver::raftstore::message::{Input, Output, PeerMessage, WriteSet};
+use raft::eraftpb;
+
+use super::breakage::Breakage;
+use super::check::lease::Claim;
+use super::check::{lease, log, state};
+use super::event::{Event, Life};
+use super::rng::{fold, fold_bytes};
+use super::world::World;
+
+/// Most writes that one disk write takes together.
+const MERGED_MAX: usize = 8;
+
+impl World {
+    /// Puts an event into a store's inbox.
+    pub fn put_in(&mut self, store: usize, input: Input) {
+        if let Some(process) = &mut self.stores[store].process {
+            process.inbox.push_back(input);
+            self.schedule_turn(store);
+        }
+    }
+
+    fn schedule_turn(&mut self, store: usize) {
+        let life = self.stores[store].life();
+        let mode = self.stores[store].mode;
+        let Some(process) = &mut self.stores[store].process else { return };
+        if !process.turn_scheduled && !process.is_blocked(mode) {
+            process.turn_scheduled = true;
+            self.queue.push(self.now_ns + mode.turn_delay_ns, Event::Turn(life));
+        }
+    }
+
+    /// A scheduled turn.
+    pub fn on_turn(&mut self, store: usize) {
+        let mode = self.stores[store].mode;
+        let Some(process) = &mut self.stores[store].process else { return };
+        process.turn_scheduled = false;
+        if !process.is_blocked(mode) {
+            self.turn(store);
+        }
+    }
+
+    /// A tick is due.
+    pub fn on_tick(&mut self, store: usize) {
+        let now_ns = self.now_ns;
+        let Some(process) = &mut self.stores[store].process else { return };
+        if process.tick_at_ns <= now_ns {
+            process.tick_at_ns = u64::MAX;
+        }
+        self.on_turn(store);
+        self.schedule_tick(store);
+    }
+
+    /// Makes sure that a tick event comes when the shard wants one.
+    pub fn schedule_tick(&mut self, store: usize) {
+        let life = self.stores[store].life();
+        let mode = self.stores[store].mode;
+        let Some(process) = &mut self.stores[store].process else { return };
+        // A blocked thread looks at its clock again when its disk has answered.
+        if process.is_blocked(mode) {
+            return;
+        }
+        let Some(deadline) = process.shard.next_deadline() else { return };
+        let at = mode.clock.when(deadline).max(self.now_ns + 1);
+        if at < process.tick_at_ns {
+            process.tick_at_ns = at;
+            self.queue.push(at, Event::Tick(life));
+        }
+    }
+
+    fn turn(&mut self, store: usize) {
+        let now = self.stores[store].mode.clock.read(self.now_ns);
+        let Some(process) = &mut self.stores[store].process else { return };
+        let mut out = std::mem::take(&mut process.out);
+        process.shard.advance_to(now, &mut out);
+        while let Some(input) = process.inbox.pop_front() {
+            process.shard.step(now, input, &mut out);
+        }
+        process.shard.collect(&mut out);
+        self.carry_out(store, &mut out);
+        if let Some(process) = &mut self.stores[store].process {
+            process.out = out;
+        }
+        self.check_views(store);
+        self.schedule_tick(store);
+    }
+
+    /// Carries an output out, in order.
+    pub fn carry_out(&mut self, store: usize, out: &mut Output) {
+        for reply in out.replies.drain(..) {
+            reply.done.call(reply.result);
+        }
+        let mut early = std::mem::take(&mut out.early);
+        self.send_all(store, &mut early);
+        out.early = early;
+        let log = std::mem::take(&mut out.log);
+        if let Some(process) = &mut self.stores[store].process {
+            if !log.is_empty() {
+                process.log_queue.push_back(log);
+            }
+            for task in out.apply.drain(..) {
+                process.apply_queue.push_back(task);
+            }
+        }
+        self.begin_log_write(store);
+        self.begin_apply(store);
+        for task in out.tasks.drain(..) {
+            self.begin_task(store, task);
+        }
+        self.drain_replies();
+    }
+
+    /// Lets messages leave the store.
+    pub fn send_all(&mut self, store: usize, messages: &mut Vec<PeerMessage>) {
+        for message in messages.drain(..) {
+            if self.breakage != Breakage::LostEntries {
+                let s = &self.stores[store];
+                let snapshot = s.snapshot_index.get(&message.region_id).copied().unwrap_or(0);
+                let verdict = log::check(store, &message, s.log.on_disk(message.region_id), snapshot);
+                self.judge(verdict);
+            }
+            self.send(store, message);
+        }
+    }
+
+    fn send(&mut self, from: usize, message: PeerMessage) {
+        let to = message.to.store_id as usize - 1;
+        if to >= self.stores.len() {
+            return self.violate("driver", format!("message to store {}", to + 1));
+        }
+        let message = if self.network.by_wire() {
+            match PeerMessage::from_wire(message.into_wire()) {
+                Ok(message) => message,
+                Err(error) => return self.violate("wire", error.to_string()),
+            }
+        } else {
+            message
+        };
+        let [first, second] = self.network.send(self.now_ns, from, to);
+        if let Some(at) = second {
+            self.queue.push(at, Event::Deliver { to, message: Box::new(message.clone()) });
+        }
+        if let Some(at) = first {
+            self.queue.push(at, Event::Deliver { to, message: Box::new(message) });
+        }
+    }
+
+    fn begin_log_write(&mut self, store: usize) {
+        let life = self.stores[store].life();
+        let Some(process) = &mut self.stores[store].process else { return };
+        if process.writing > 0 || process.log_queue.is_empty() {
+            return;
+        }
+        process.writing = process.log_queue.len().min(1 + self.disk.index(MERGED_MAX));
+        let synced = process.log_queue.iter().take(process.writing).any(|batch| batch.must_sync());
+        let takes = if synced { self.write_latency(self.plan.disk.log_ns) } else { 1 };
+        self.queue.push(self.now_ns + takes, Event::LogWritten(life));
+    }
+
+    /// How long one write takes, stalls included.
+    pub fn write_latency(&mut self, (low, high): (u64, u64)) -> u64 {
+        let takes = self.disk.range(low, high);
+        let stalls = self.disk.chance(self.plan.disk.stall) && !self.healed;
+        takes + if stalls { self.plan.disk.stall_ns } else { 0 }
+    }
+
+    /// The log write under way is on the disk: its completion goes into the inbox before its messages leave.
+    pub fn on_log_written(&mut self, store: usize) {
+        let mode = self.stores[store].mode;
+        let Some(process) = &mut self.stores[store].process else { return };
+        let mut batches = process.log_queue.drain(..std::mem::take(&mut process.writing));
+        let Some(mut batch) = batches.next() else { return };
+        batches.for_each(|later| batch.append(later));
+        let durable = match self.stores[store].log.append(batch.write(), batch.must_sync()) {
+            Ok(durable) => durable,
+            Err(error) => return self.violate("driver", format!("store {store}: log write: {error}")),
+        };
+        let (persisted, mut after) = batch.persisted(durable);
+        if let Some(process) = &mut self.stores[store].process {
+            if mode.inline {
+                process.inbox.push_front(Input::Persisted(persisted));
+            } else {
+                process.inbox.push_back(Input::Persisted(persisted));
+            }
+        }
+        self.send_all(store, &mut after);
+        self.begin_log_write(store);
+        self.schedule_turn(store);
+    }
+
+    fn begin_apply(&mut self, store: usize) {
+        let life = self.stores[store].life();
+        let Some(process) = &mut self.stores[store].process else { return };
+        if process.applying > 0 || process.apply_queue.is_empty() {
+            return;
+        }
+        process.applying = process.apply_queue.len();
+        let takes = self.write_latency(self.plan.disk.apply_ns);
+        self.queue.push(self.now_ns + takes, Event::AppliedWritten(life));
+    }
+
+    /// The apply under way gets into the engine.
+    pub fn on_applied_written(&mut self, store: usize) {
+        let Some(process) = &mut self.stores[store].process else { return };
+        let tasks: Vec<ApplyTask> =
+            process.apply_queue.drain(..std::mem::take(&mut process.applying)).collect();
+        let mut batch = WriteBatch::new();
+        let mut outcomes: Vec<Applied> = Vec::with_capacity(tasks.len());
+        for task in tasks {
+            let Some(task) = self.observe(store, task) else { return };
+            let Some(process) = &mut self.stores[store].process else { return };
+            outcomes.extend(process.applier.apply(task, &mut batch));
+        }
+        if self.breakage == Breakage::ApplyTorn && self.nemesis_rng.chance(0.01) {
+            let data = |op: &kvserver::engine::Op| !matches!(op, kvserver::engine::Op::Put { cf, .. } if *cf == kvserver::engine::Cf::Raw);
+            let kept: Vec<_> = batch.ops().iter().filter(|op| data(op)).cloned().collect();
+            batch.clear();
+            kept.into_iter().for_each(|op| batch.push(op));
+        }
+        let sync = outcomes.iter().any(Applied::must_sync);
+        if let Err(error) = self.stores[store].engine.write(&batch, WriteOptions { sync, no_slowdown: true })
+        {
+            return self.violate("driver", format!("store {store}: apply write: {error}"));
+        }
+        // The batch holds the effects of all: the engine shows a region as its last outcome left it.
+        let reached: BTreeMap<u64, u64> = outcomes.iter().map(|a| (a.region_id, a.index)).collect();
+        for (region_id, index) in reached {
+            let checked = self.check_state(store, region_id, index);
+            self.judge_engine(checked);
+        }
+        for applied in outcomes {
+            if let Some(reason) = &applied.stopped {
+                self.violate("stopped", format!("store {store} region {}: {reason}", applied.region_id));
+            }
+            if let Some(process) = &mut self.stores[store].process {
+                process.inbox.push_back(Input::Applied(applied));
+            }
+        }
+        self.begin_apply(store);
+        self.schedule_turn(store);
+    }
+
+    /// Shows an apply task to the commit checker; deliberate mistakes happen here too.
+    fn observe(&mut self, store: usize, mut task: ApplyTask) -> Option<ApplyTask> {
+        match &mut task {
+            ApplyTask::Register { region, state, .. } => {
+                self.checks.commit.on_registered(store, region.region.id, state.applied_index);
+            }
+            ApplyTask::Entries { region_id, entries } => {
+                self.break_entries(entries);
+                for entry in entries.iter() {
+                    let hash = hash_of(entry);
+                    self.trace_hash = fold(self.trace_hash, hash);
+                    let verdict = self.checks.commit.on_entry(store, *region_id, entry.index, hash);
+                    if verdict.is_err() {
+                        self.judge(verdict);
+                        return None;
+                    }
+                }
+                if self.breakage == Breakage::EpochAtApply {
+                    entries.iter_mut().for_each(|entry| renew(entry, self.plan.regions));
+                }
+            }
+            ApplyTask::Remove { .. } => {}
+        }
+        Some(task)
+    }
+
+    fn break_entries(&mut self, entries: &mut Vec<eraftpb::Entry>) {
+        match self.breakage {
+            Breakage::ApplyGap if self.nemesis_rng.chance(0.01) => {
+                entries.pop();
+            }
+            Breakage::ApplyOther if self.nemesis_rng.chance(0.01) => {
+                entries.iter_mut().for_each(|entry| entry.data.clear());
+            }
+            _ => {}
+        }
+    }
+
+    /// Compares a store's data of a region with what others had at the same index.
+    pub fn check_state(&mut self, store: usize, region_id: u64, index: u64) -> Result<(), EngineError> {
+        let number = region_id - self.first_region_id();
+        let meta = &self.regions[number as usize];
+        let hash = state::hash_of(&self.stores[store].engine, meta)?;
+        self.trace_hash = fold(self.trace_hash, hash);
+        let verdict = self.checks.state.on_state(store, region_id, index, hash);
+        self.judge(verdict);
+        Ok(())
+    }
+
+    /// Looks at what the store has just published.
+    fn check_views(&mut self, store: usize) {
+        for number in 0..self.regions.len() {
+            let region_id = self.first_region_id() + number as u64;
+            let Some(process) = &self.stores[store].process else { return };
+            let Some((_, view)) = process.views.get(region_id) else { continue };
+            if !view.is_leader() {
+                continue;
+            }
+            let led = self.checks.coverage.on_leader(region_id, view.term, view.peer.id);
+            self.judge(led);
+            let claims: Vec<Claim> =
+                (0..self.stores.len()).filter_map(|other| self.claim(other, region_id)).collect();
+            let exclusive = lease::check(region_id, claims);
+            self.judge(exclusive);
+        }
+    }
+
+    /// Whether a store would serve a read of the region under its lease at this instant.
+    fn claim(&self, store: usize, region_id: u64) -> Option<Claim> {
+        let s = &self.stores[store];
+        let process = s.process.as_ref().filter(|_| s.runs(self.now_ns))?;
+        let (_, view) = process.views.get(region_id)?;
+        let alive = view.serves && view.lease_alive(s.mode.clock.read(self.now_ns));
+        alive.then_some(Claim { store, term: view.term })
+    }
+
+    /// True when the event is for a life that is over.
+    pub fn is_past(&self, life: Life) -> bool {
+        self.stores[life.store].lives != life.number || !self.stores[life.store].is_up()
+    }
+}
+
+fn hash_of(entry: &eraftpb::Entry) -> u64 {
+    let head = fold(fold(entry.index, entry.term), entry.entry_type as u64);
+    fold_bytes(fold_bytes(head, &entry.data), &entry.context)
+}
+
+/// Seals a write again, for the present region version: what an applier without the epoch check would see.
+fn renew(entry: &mut eraftpb::Entry, version: u64) {
+    if let Ok(Entry::Write { region_version, ops }) = write_set::decode(&entry.data)
+        && region_version != version
+    {
+        let mut write = WriteSet::default();
+        for op in ops.flatten() {
+            match op {
+                kvserver::engine::Op::Put { cf, key, value } => write.put(cf, &key, &[&value]),
+                kvserver::engine::Op::Delete { cf, key } => write.delete(cf, &key),
+                kvserver::engine::Op::DeleteRange { cf, start, end } => write.delete_range(cf, &start, &end),
+            }
+        }
+        entry.data = write.seal(version);
+    }
+}

@@ -1,0 +1,239 @@
+//! Faults: crashes, power cuts, pauses, partitions, unwelcome orders, wrong hints.
+//!
+//! Each fault lasts a while and ends by itself. The budget: at any time most stores run, except that a power cut
+//! may hit all of them at once; what is on a disk stays there.
+
+use kvproto::metapb;
+use kvserver::engine::Cf;
+use kvserver::raftstore::message::input::ChangePeerKind;
+use kvserver::raftstore::message::peer_message::Payload;
+use kvserver::raftstore::message::{Input, PeerMessage, RegionCommand, WriteSet};
+use kvserver::raftstore::meta::region_view::RegionView;
+use raft::eraftpb;
+
+use super::event::Event;
+use super::plan::MS;
+use super::world::World;
+
+/// The kinds of faults.
+#[derive(Clone, Copy, Debug)]
+enum Fault {
+    Crash,
+    PowerCut,
+    Pause,
+    Partition,
+    Mend,
+    Transfer,
+    Membership,
+    Scheduler,
+    FalseHint,
+    StaleEntry,
+}
+
+impl World {
+    /// Strikes, and sets the time of the next strike.
+    pub fn on_nemesis(&mut self) {
+        if self.healed {
+            return;
+        }
+        let (low, high) = self.plan.faults.every_ns;
+        let next = self.now_ns + self.nemesis_rng.range(low, high);
+        self.queue.push(next, Event::Nemesis);
+        match self.draw_fault() {
+            Some(Fault::Crash) => self.crash_one(),
+            Some(Fault::PowerCut) => self.cut_power(),
+            Some(Fault::Pause) => self.pause_one(),
+            Some(Fault::Partition) => self.partition(),
+            Some(Fault::Mend) => self.network.mend_all(),
+            Some(Fault::Transfer) => self.transfer_leader(),
+            Some(Fault::Membership) => self.change_members(),
+            Some(Fault::Scheduler) => self.queue.push(self.now_ns, Event::SchedulerRestart),
+            Some(Fault::FalseHint) => self.give_false_hint(),
+            Some(Fault::StaleEntry) => self.forge_stale_entry(),
+            None => {}
+        }
+    }
+
+    fn draw_fault(&mut self) -> Option<Fault> {
+        let f = &self.plan.faults;
+        let weights = [
+            (Fault::Crash, f.crash),
+            (Fault::PowerCut, f.power_cut),
+            (Fault::Pause, f.pause),
+            (Fault::Partition, f.partition),
+            (Fault::Mend, f.partition),
+            (Fault::Transfer, f.transfer),
+            (Fault::Membership, f.membership),
+            (Fault::Scheduler, f.scheduler),
+            (Fault::FalseHint, f.false_hint),
+            (Fault::StaleEntry, f.stale_entry),
+        ];
+        let mut at = self.nemesis_rng.below(weights.iter().map(|(_, w)| w).sum());
+        weights.into_iter().find_map(|(fault, weight)| {
+            if at < weight {
+                return Some(fault);
+            }
+            at -= weight;
+            None
+        })
+    }
+
+    fn lasts(&mut self) -> u64 {
+        let (low, high) = self.plan.faults.lasts_ns;
+        self.nemesis_rng.range(low, high)
+    }
+
+    /// A store to strike: every other time one that leads.
+    fn target(&mut self) -> usize {
+        let leads = if self.nemesis_rng.chance(0.5) { self.any_leader() } else { None };
+        leads.map_or_else(|| self.nemesis_rng.index(self.stores.len()), |(store, _)| store)
+    }
+
+    /// A store that may be taken out without leaving less than a majority.
+    fn victim(&mut self) -> Option<usize> {
+        let out = self.stores.iter().filter(|s| !s.runs(self.now_ns)).count();
+        let store = self.target();
+        let may = (out + 1) * 2 < self.stores.len() && self.stores[store].runs(self.now_ns);
+        may.then_some(store)
+    }
+
+    fn crash_one(&mut self) {
+        let Some(store) = self.victim() else { return };
+        let power_cut = self.nemesis_rng.chance(0.5);
+        self.crash(store, power_cut);
+        let back = self.now_ns + self.lasts();
+        self.queue.push(back, Event::Restart(store));
+    }
+
+    fn cut_power(&mut self) {
+        for store in 0..self.stores.len() {
+            if self.stores[store].is_up() {
+                self.crash(store, true);
+                let back = self.now_ns + self.lasts();
+                self.queue.push(back, Event::Restart(store));
+            }
+        }
+    }
+
+    fn pause_one(&mut self) {
+        let Some(store) = self.victim() else { return };
+        self.stores[store].paused_until_ns = self.now_ns + self.lasts();
+    }
+
+    fn partition(&mut self) {
+        let n = self.stores.len();
+        let one_way = self.nemesis_rng.chance(0.4);
+        let side: Vec<bool> = if self.nemesis_rng.chance(0.5) {
+            let alone = self.target();
+            (0..n).map(|store| store == alone).collect()
+        } else {
+            (0..n).map(|_| self.nemesis_rng.chance(0.5)).collect()
+        };
+        for from in 0..n {
+            for to in 0..n {
+                if side[from] != side[to] && (!one_way || side[from]) {
+                    self.network.set_cut(from, to, true);
+                }
+            }
+        }
+    }
+
+    /// A leader that serves, with its view of the region.
+    fn any_leader(&mut self) -> Option<(usize, std::sync::Arc<RegionView>)> {
+        let region_id = self.first_region_id() + self.nemesis_rng.below(self.regions.len() as u64);
+        let first = self.nemesis_rng.index(self.stores.len());
+        (0..self.stores.len()).map(|i| (first + i) % self.stores.len()).find_map(|store| {
+            let (_, view) = self.stores[store].process.as_ref()?.views.get(region_id)?;
+            (view.is_leader() && view.serves).then_some((store, view))
+        })
+    }
+
+    fn order(&mut self, store: usize, view: &RegionView, command: RegionCommand) {
+        let epoch = view.meta.region.region_epoch.unwrap_or_default();
+        self.put_in(store, Input::Command { region_id: view.meta.region.id, epoch, command });
+    }
+
+    fn transfer_leader(&mut self) {
+        let Some((store, view)) = self.any_leader() else { return };
+        let peers = &view.meta.region.peers;
+        let peer = peers[self.nemesis_rng.index(peers.len())];
+        self.order(store, &view, RegionCommand::TransferLeader { peer });
+    }
+
+    fn change_members(&mut self) {
+        let Some((store, view)) = self.any_leader() else { return };
+        let peers = &view.meta.region.peers;
+        let store_id = self.nemesis_rng.range(1, self.stores.len() as u64);
+        let there = peers.iter().find(|p| p.store_id == store_id).copied();
+        let voters = peers.iter().filter(|p| p.role == metapb::PeerRole::Voter as i32).count();
+        let (kind, peer) = match there {
+            Some(peer) if peer.role == metapb::PeerRole::Learner as i32 => match self.nemesis_rng.chance(0.5)
+            {
+                true => (ChangePeerKind::AddVoter, peer),
+                false => (ChangePeerKind::Remove, peer),
+            },
+            // Fewer voters than two would make a single crash fatal.
+            Some(peer) if voters > 2 => (ChangePeerKind::Remove, peer),
+            Some(_) => return,
+            None => {
+                let id = self.placement.next_id();
+                let voter = self.nemesis_rng.chance(0.3);
+                let kind = if voter { ChangePeerKind::AddVoter } else { ChangePeerKind::AddLearner };
+                (kind, metapb::Peer { id, store_id, ..Default::default() })
+            }
+        };
+        self.order(store, &view, RegionCommand::ChangePeer { kind, peer });
+    }
+
+    /// Tells a store that another is gone, though it may be alive and well.
+    fn give_false_hint(&mut self) {
+        let (store, other) =
+            (self.nemesis_rng.index(self.stores.len()), self.nemesis_rng.index(self.stores.len()));
+        let store_id = self.stores[other].id;
+        let hint = match self.nemesis_rng.below(4) {
+            0 => Input::Unreachable { store_id },
+            1 => Input::StoreBack { store_id },
+            _ => Input::StoreLost { store_id },
+        };
+        if store != other {
+            self.put_in(store, hint);
+        }
+    }
+
+    /// Puts an entry into a leader's log as if its region version had been right when it was proposed: the check at
+    /// apply must refuse it.
+    fn forge_stale_entry(&mut self) {
+        let Some((store, view)) = self.any_leader() else { return };
+        let (region, key) = self.clients.any_register();
+        if self.first_region_id() + region != view.meta.region.id {
+            return;
+        }
+        let mut write = WriteSet::default();
+        write.put(Cf::Raw, &key, &[&self.clients.forbidden_value().to_be_bytes()]);
+        let entry = eraftpb::Entry { data: write.seal(view.meta.version() - 1), ..Default::default() };
+        let mut m = eraftpb::Message { from: view.peer.id, to: view.peer.id, ..Default::default() };
+        m.set_msg_type(eraftpb::MessageType::MsgPropose);
+        m.entries = vec![entry].into();
+        let epoch = view.meta.region.region_epoch.unwrap_or_default();
+        let payload = Payload::Raft(Box::new(m));
+        let (region_id, from) = (view.meta.region.id, view.peer);
+        self.put_in(store, Input::Raft(PeerMessage { region_id, from, to: from, epoch, payload }));
+    }
+
+    /// Everything comes back and works from now on.
+    pub fn heal(&mut self) {
+        self.healed = true;
+        self.network.heal();
+        for store in 0..self.stores.len() {
+            self.stores[store].paused_until_ns = self.stores[store].paused_until_ns.min(self.now_ns + MS);
+            if !self.stores[store].is_up() {
+                self.queue.push(self.now_ns + MS, Event::Restart(store));
+            }
+        }
+        // False hints end when the hinted stores are heard of; orders are taken back by the scheduler.
+        self.clients.calm_down(2);
+        for client in 0..self.clients.len() {
+            self.queue.push(self.now_ns + MS, Event::ClientWakes(client));
+        }
+    }
+}
