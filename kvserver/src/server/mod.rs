@@ -13,7 +13,6 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::codec::CompressionEncoding;
 use tonic::service::Routes;
-use tonic::transport::server::TcpIncoming;
 
 use crate::clock;
 use crate::config::{Compression, Config, ConfigError};
@@ -25,6 +24,7 @@ pub mod admission;
 pub mod batch_service;
 mod clustered;
 pub mod convert;
+mod grpc_threads;
 pub mod health;
 pub mod kv_service;
 pub mod raft_service;
@@ -41,13 +41,6 @@ use kvproto::tikvpb::tikv_server::TikvServer;
 use read_pool::ReadPool;
 use status::StatusPages;
 
-/// HTTP/2 windows: room for a batch of requests in flight without a round trip to ask for more.
-const STREAM_WINDOW: u32 = 2 << 20;
-const CONNECTION_WINDOW: u32 = 4 << 20;
-/// Calls at once on one connection.
-const STREAMS_MAX: u32 = 1 << 16;
-/// Calls that clients gave up and the server has not seen yet; a client with a deadline makes many.
-const RESET_STREAMS_MAX: usize = 1 << 16;
 /// How long open calls may take to end when the server stops.
 const DRAIN: Duration = Duration::from_secs(3);
 
@@ -177,7 +170,7 @@ impl Server {
         let routes = Routes::new(kv_server(service, config.server.grpc_compression_type))
             .add_service(health::service(store.clone()));
         let mut tasks = JoinSet::new();
-        tasks.spawn(serve_grpc(listeners.grpc, routes, stop.clone()));
+        tasks.spawn(grpc_threads::serve(listeners.grpc, routes, config.server.grpc_concurrency, stop.clone()));
         if let Some(listener) = listeners.status {
             let started = clock::now();
             let store = store.clone();
@@ -218,20 +211,6 @@ fn kv_server(service: KvService, compression: Compression) -> TikvServer<KvServi
     match compression {
         Compression::None => server,
         Compression::Gzip => server.send_compressed(CompressionEncoding::Gzip),
-    }
-}
-
-async fn serve_grpc(listener: TcpListener, routes: Routes, stop: CancellationToken) {
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-    let served = tonic::transport::Server::builder()
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_concurrent_streams(STREAMS_MAX)
-        .http2_max_pending_accept_reset_streams(Some(RESET_STREAMS_MAX))
-        .add_routes(routes)
-        .serve_with_incoming_shutdown(incoming, stop.cancelled_owned());
-    if let Err(error) = served.await {
-        tracing::error!(%error, "the gRPC listener failed");
     }
 }
 

@@ -13,7 +13,7 @@ use tonic::service::Routes;
 
 use super::standalone_pd::StandalonePd;
 use super::standalone_tso::Tso;
-use super::{Listeners, Server, StartError, bind, health, local, serve_grpc};
+use super::{Listeners, Server, StartError, bind, grpc_threads, health, local};
 use crate::config::{Api, Config};
 use crate::engine::rocks::RocksEngine;
 use crate::engine::{Cf, Engine, WriteBatch, WriteOptions};
@@ -46,7 +46,7 @@ impl Server {
             .add_service(KeyspaceServer::new(pd))
             .add_service(health::service(store.clone()));
         let mut server = Server::serve(config, listeners, store, Metrics::new()?, "standalone", never())?;
-        server.tasks.spawn(serve_grpc(pd_listener, routes, server.stop.clone()));
+        server.tasks.spawn(grpc_threads::serve(pd_listener, routes, 1, server.stop.clone()));
         server.pd_addr = Some(pd_addr);
         Ok(server)
     }
