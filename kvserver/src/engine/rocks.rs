@@ -415,7 +415,8 @@ mod tests {
     fn the_key_below_an_end_is_below_it_and_above_all_shorter_ones() {
         assert_eq!(key_below(b"b\0"), b"b");
         assert_eq!(key_below(b"\0"), b"");
-        assert!(&key_below(b"b")[..] < &b"b"[..] && &key_below(b"b")[..] > &b"a\xff\xff"[..]);
+        let below = key_below(b"b");
+        assert!(below < b"b".to_vec() && below > b"a\xff\xff".to_vec());
     }
 
     #[test]

@@ -47,10 +47,10 @@ impl Default for EngineConfig {
     fn default() -> EngineConfig {
         EngineConfig {
             block_cache_bytes: 64 << 20,
-            write_buffer_bytes: 8 << 20,
-            memtable_bytes_max: 24 << 20,
+            write_buffer_bytes: 16 << 20,
+            memtable_bytes_max: 40 << 20,
             max_background_jobs: 2,
-            log_write_buffer_bytes: 8 << 20,
+            log_write_buffer_bytes: 16 << 20,
             log_files_recycled: 4,
         }
     }
@@ -63,6 +63,10 @@ pub(super) struct DataOptions {
     pub(super) cache: Cache,
     pub(super) memtables: WriteBufferManager,
 }
+
+/// Files of level 0 that start a compaction: fewer, larger ones leave more of the processor to requests, and reads
+/// skip files by their filters.
+const LEVEL0_FILES: i32 = 8;
 
 /// Options for the database that holds the data.
 pub(super) fn data_options(config: &EngineConfig) -> DataOptions {
@@ -105,6 +109,7 @@ pub(super) fn log_options(config: &EngineConfig) -> Options {
     // Most entries are garbage before they are ever compacted: spend no CPU on packing them.
     options.set_compression_type(DBCompressionType::None);
     options.set_bottommost_compression_type(DBCompressionType::Lz4);
+    options.set_level_zero_file_num_compaction_trigger(LEVEL0_FILES);
     options.set_level_compaction_dynamic_level_bytes(true);
     options
 }
@@ -139,8 +144,9 @@ fn family_options(config: &EngineConfig, cf: Cf, cache: &Cache) -> Options {
         options.set_memtable_whole_key_filtering(true);
         options.set_memtable_prefix_bloom_ratio(0.05);
     }
+    // While a store is small every compaction writes to its last level: a slower algorithm there costs the writers.
     options.set_compression_type(DBCompressionType::Lz4);
-    options.set_bottommost_compression_type(DBCompressionType::Zstd);
+    options.set_level_zero_file_num_compaction_trigger(LEVEL0_FILES);
     options.set_level_compaction_dynamic_level_bytes(true);
     options
 }

@@ -53,8 +53,8 @@ impl Ticker {
             due.extend(slot.drain(..).map(|(region_id, _)| region_id));
         }
         self.served = target;
-        for i in from..due.len() {
-            self.schedule(due[i], Now(now.0 + self.interval_ns));
+        for region_id in &due[from..] {
+            self.schedule(*region_id, Now(now.0 + self.interval_ns));
         }
     }
 
@@ -97,8 +97,8 @@ mod tests {
         for now in (0..=1_000_000).step_by(500) {
             due(&mut t, now).into_iter().for_each(|id| seen[id as usize] += 1);
         }
-        for id in 1..=20 {
-            assert!((19..=20).contains(&seen[id]), "peer {id}: {} ticks in 20 intervals", seen[id]);
+        for (id, ticks) in seen.iter().enumerate().skip(1) {
+            assert!((19..=20).contains(ticks), "peer {id}: {ticks} ticks in 20 intervals");
         }
     }
 

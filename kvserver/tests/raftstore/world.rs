@@ -100,7 +100,7 @@ impl World {
         let store = self.stores.get_mut(&id).unwrap();
         store.views = Arc::default();
         store.out = Output::default();
-        let found = load_regions(&*store.engine, BoundaryForm::Plain).unwrap();
+        let found = load_regions(&store.engine, BoundaryForm::Plain).unwrap();
         let options = ShardOptions {
             config: self.config.clone(),
             store_id: id,
@@ -181,8 +181,8 @@ impl World {
         let store = self.stores.get_mut(&id).unwrap();
         let completion = match task {
             Task::BuildSnapshot { region_id, .. } => {
-                let built = build(&*store.engine, region_id);
-                self.snapshots.insert(built.key.clone(), all(&*store.engine));
+                let built = build(&store.engine, region_id);
+                self.snapshots.insert(built.key.clone(), all(&store.engine));
                 self.say(format!("store {id} builds snapshot {}", built.key.index));
                 Input::SnapshotBuilt { region_id, result: Ok(built) }
             }
@@ -328,7 +328,7 @@ impl World {
         let (lines, key) = (self.lines.clone(), key.to_string());
         let engine = self.stores[&id].engine.clone();
         let done = Callback::new(move |result: Result<(), _>| {
-            let value = result.map_or_else(|e| e.to_string(), |()| value_of(&*engine, &key));
+            let value = result.map_or_else(|e| e.to_string(), |()| value_of(&engine, &key));
             lines.lock().push(format!("read {key}: {value}"));
         });
         self.step(id, Input::Read(ReadRequest { ctx: self.context(), done }));
@@ -339,7 +339,7 @@ impl World {
         let answer = match store.views.get(REGION) {
             Some((_, view)) if view.lease_alive(self.now) => {
                 view.touch();
-                value_of(&*store.engine, key)
+                value_of(&store.engine, key)
             }
             Some((_, view)) if view.is_leader() => "no lease".into(),
             Some(_) => "not leader".into(),
@@ -349,7 +349,7 @@ impl World {
     }
 
     pub fn get(&self, id: u64, key: &str) -> String {
-        value_of(&*self.stores[&id].engine, key)
+        value_of(&self.stores[&id].engine, key)
     }
 
     pub fn cut(&mut self, a: u64, b: u64, one_way: bool) {

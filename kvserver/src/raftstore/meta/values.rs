@@ -59,7 +59,7 @@ pub struct RegionState {
 impl RegionState {
     /// A state of `peer` in `region`.
     pub fn new(state: PeerState, region: &metapb::Region, peer: &metapb::Peer) -> RegionState {
-        let (region, peer) = (Some(region.clone()), Some(peer.clone()));
+        let (region, peer) = (Some(region.clone()), Some(*peer));
         RegionState { state: state as i32, region, peer, ..Default::default() }
     }
 }

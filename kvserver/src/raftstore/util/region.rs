@@ -30,10 +30,7 @@ pub fn epoch(region: &Region) -> RegionEpoch {
 pub fn conf_state(region: &Region) -> ConfState {
     let (learners, voters): (Vec<&Peer>, Vec<&Peer>) = region.peers.iter().partition(|p| is_learner(p));
     let ids = |peers: Vec<&Peer>| peers.iter().map(|p| p.id).collect::<Vec<_>>();
-    let mut state = ConfState::default();
-    state.voters = ids(voters);
-    state.learners = ids(learners);
-    state
+    ConfState { voters: ids(voters), learners: ids(learners), ..Default::default() }
 }
 
 /// The region with its bounds as user keys. A bound that is no valid boundary is an error: such a region must
