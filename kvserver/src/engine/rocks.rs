@@ -261,7 +261,10 @@ impl Engine for RocksEngine {
             // Its upper bound is inclusive: given `end` itself it would take a key that is not in the range.
             let last = key_below(end);
             if start <= &last[..] {
-                self.inner.db.delete_file_in_range_cf(self.inner.cf(cf), start, &last[..]).map_err(engine_error)?;
+                self.inner
+                    .db
+                    .delete_file_in_range_cf(self.inner.cf(cf), start, &last[..])
+                    .map_err(engine_error)?;
             }
             self.inner.clear_rest(cf, start, end)?;
         }

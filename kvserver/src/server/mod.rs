@@ -170,7 +170,12 @@ impl Server {
         let routes = Routes::new(kv_server(service, config.server.grpc_compression_type))
             .add_service(health::service(store.clone()));
         let mut tasks = JoinSet::new();
-        tasks.spawn(grpc_threads::serve(listeners.grpc, routes, config.server.grpc_concurrency, stop.clone()));
+        tasks.spawn(grpc_threads::serve(
+            listeners.grpc,
+            routes,
+            config.server.grpc_concurrency,
+            stop.clone(),
+        ));
         if let Some(listener) = listeners.status {
             let started = clock::now();
             let store = store.clone();

@@ -100,7 +100,7 @@ impl World {
         let store = self.stores.get_mut(&id).unwrap();
         store.views = Arc::default();
         store.out = Output::default();
-        let found = load_regions(&store.engine, BoundaryForm::Plain).unwrap();
+        let found = load_regions(&*store.engine, BoundaryForm::Plain).unwrap();
         let options = ShardOptions {
             config: self.config.clone(),
             store_id: id,
