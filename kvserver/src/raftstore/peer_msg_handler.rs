@@ -78,6 +78,10 @@ impl Peer {
         if m.msg_type == MessageType::MsgSnapshot && !self.accept_snapshot(&m, ctx) {
             return;
         }
+        // Campaigning over a log whose beginning is not in place yet would panic the library.
+        if m.msg_type == MessageType::MsgTimeoutNow && self.applying.is_some() {
+            return;
+        }
         let snapshot = m.msg_type == MessageType::MsgSnapshot;
         if let Err(error) = self.rn.step(m) {
             tracing::debug!(region = self.region_id, %error, "message not taken");
@@ -192,9 +196,10 @@ impl Peer {
             self.tick_leaderless(ctx, out);
             return;
         }
-        // Just after a start this store may have forgotten promises about leases: it does not campaign yet.
+        // Just after a start this store may have forgotten promises about leases, and while a snapshot is put in
+        // place the log has no beginning: the peer does not campaign.
         let would_campaign = self.rn.raft.election_elapsed + 1 >= self.rn.raft.randomized_election_timeout();
-        if self.is_leader() || !quiet || !would_campaign {
+        if self.is_leader() || !would_campaign || !(quiet || self.applying.is_some()) {
             self.rn.tick();
         }
         self.ticks.look_at_pending = true;
@@ -234,7 +239,7 @@ impl Peer {
         let lost = self.leader().is_some_and(|l| ctx.lost_stores.contains(&l.store_id));
         let past = r.election_elapsed as u64;
         let from = ctx.config.election_ticks as u64 + self.rank();
-        let voter = self.member(self.peer.id).is_some_and(|p| !is_learner(&p));
+        let voter = self.member(self.peer.id).is_some_and(|p| !is_learner(&p)) && self.applying.is_none();
         if lost && voter && r.state == StateRole::Follower && past >= from && (past - from).is_multiple_of(2)
         {
             // Refused only while a membership change waits to be applied; the timeout remains.
