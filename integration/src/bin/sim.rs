@@ -26,6 +26,9 @@ enum Command {
         /// Print every event.
         #[arg(long)]
         trace: bool,
+        /// Make a deliberate mistake, which a checker should notice.
+        #[arg(long, value_enum, default_value_t)]
+        breakage: Breakage,
     },
     /// Run many seeds.
     Swarm {
@@ -42,6 +45,9 @@ enum Command {
         /// Go on after a failure and count them.
         #[arg(long)]
         keep_going: bool,
+        /// Make a deliberate mistake, which a checker should notice.
+        #[arg(long, value_enum, default_value_t)]
+        breakage: Breakage,
     },
     /// Run the seeds that once found a mistake.
     Regressions,
@@ -53,18 +59,14 @@ const REGRESSIONS: &str = include_str!("../../seeds/regressions.txt");
 const NOT_REPEATED: u8 = 2;
 
 fn main() -> ExitCode {
-    // A panic is reported with its seed; what the hook prints says where it happened.
     match Args::parse().command {
-        Command::Run { seed, events, trace } => one(seed, events, trace),
-        Command::Swarm { seeds, start, events, twice, keep_going } => {
-            swarm(seeds, start, events, twice, keep_going)
+        Command::Run { seed, events, trace, breakage } => one(RunOptions { seed, events, breakage, trace }),
+        Command::Swarm { seeds, start, events, twice, keep_going, breakage } => {
+            let first = RunOptions { seed: start, events, breakage, trace: false };
+            swarm(first, seeds, twice, keep_going)
         }
         Command::Regressions => regressions(),
     }
-}
-
-fn options(seed: u64, events: u64) -> RunOptions {
-    RunOptions { seed, events, breakage: Breakage::None, trace: false }
 }
 
 fn report(failure: &Failure) -> ExitCode {
@@ -72,21 +74,22 @@ fn report(failure: &Failure) -> ExitCode {
     ExitCode::from(failure.class as u8)
 }
 
-fn one(seed: u64, events: u64, trace: bool) -> ExitCode {
-    match run(RunOptions { trace, ..options(seed, events) }) {
+fn one(options: RunOptions) -> ExitCode {
+    match run(options) {
         Ok(summary) => {
-            println!("seed {seed}: {summary:?}");
+            println!("seed {}: {summary:?}", options.seed);
             ExitCode::SUCCESS
         }
         Err(failure) => report(&failure),
     }
 }
 
-fn swarm(seeds: u64, start: u64, events: u64, twice: u64, keep_going: bool) -> ExitCode {
+fn swarm(first: RunOptions, seeds: u64, twice: u64, keep_going: bool) -> ExitCode {
     let mut total = Summary::default();
     let mut failures: Vec<Failure> = Vec::new();
-    for seed in start..start + seeds {
-        let summary = match run(options(seed, events)) {
+    for seed in first.seed..first.seed + seeds {
+        let options = RunOptions { seed, ..first };
+        let summary = match run(options) {
             Ok(summary) => summary,
             Err(failure) if keep_going => {
                 eprintln!("{failure}");
@@ -95,7 +98,7 @@ fn swarm(seeds: u64, start: u64, events: u64, twice: u64, keep_going: bool) -> E
             }
             Err(failure) => return report(&failure),
         };
-        if seed - start < twice && run(options(seed, events)) != Ok(summary) {
+        if seed - first.seed < twice && run(options) != Ok(summary) {
             eprintln!("seed {seed} ran differently the second time: the world is not deterministic");
             return ExitCode::from(NOT_REPEATED);
         }
@@ -138,7 +141,8 @@ fn regressions() -> ExitCode {
             eprintln!("regressions.txt: not `SEED EVENTS`: {line}");
             return ExitCode::FAILURE;
         };
-        if let Err(failure) = run(options(seed, events)) {
+        let options = RunOptions { seed, events, breakage: Breakage::None, trace: false };
+        if let Err(failure) = run(options) {
             return report(&failure);
         }
         println!("seed {seed}: ok");

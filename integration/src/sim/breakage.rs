@@ -2,7 +2,7 @@
 //! that a checker notices: a checker that finds nothing here finds nothing anywhere.
 
 /// See the file's head.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Breakage {
     #[default]
     None,

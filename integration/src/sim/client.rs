@@ -190,7 +190,7 @@ impl Clients {
     /// The store to ask: usually where the leader was last seen.
     fn target(&mut self, region: usize) -> usize {
         match self.hints[region] {
-            Some(store) if !self.rng.chance(0.1) => store,
+            Some(store) if !self.rng.chance(0.2) => store,
             _ => self.rng.index(self.stores),
         }
     }

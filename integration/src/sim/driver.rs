@@ -264,7 +264,8 @@ impl World {
                 for entry in entries.iter() {
                     let hash = hash_of(entry);
                     self.trace_hash = fold(self.trace_hash, hash);
-                    let verdict = self.checks.commit.on_entry(store, *region_id, entry.index, hash);
+                    let verdict =
+                        self.checks.commit.on_entry(store, *region_id, (entry.index, entry.term), hash);
                     if verdict.is_err() {
                         self.judge(verdict);
                         return None;

@@ -89,6 +89,8 @@ pub enum Event {
     SchedulerRestart,
 
     Nemesis,
+    /// All links are whole again.
+    Mend,
     /// Checks that cost too much to do after every event.
     Probe,
 }
@@ -117,6 +119,7 @@ impl Event {
             Event::SchedulerRestart => 0x1200,
             Event::Nemesis => 0x1300,
             Event::Probe => 0x1400,
+            Event::Mend => 0x1500,
         }
     }
 }

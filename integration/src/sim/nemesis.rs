@@ -22,7 +22,6 @@ enum Fault {
     PowerCut,
     Pause,
     Partition,
-    Mend,
     Transfer,
     Membership,
     Scheduler,
@@ -44,7 +43,6 @@ impl World {
             Some(Fault::PowerCut) => self.cut_power(),
             Some(Fault::Pause) => self.pause_one(),
             Some(Fault::Partition) => self.partition(),
-            Some(Fault::Mend) => self.network.mend_all(),
             Some(Fault::Transfer) => self.transfer_leader(),
             Some(Fault::Membership) => self.change_members(),
             Some(Fault::Scheduler) => self.queue.push(self.now_ns, Event::SchedulerRestart),
@@ -61,7 +59,6 @@ impl World {
             (Fault::PowerCut, f.power_cut),
             (Fault::Pause, f.pause),
             (Fault::Partition, f.partition),
-            (Fault::Mend, f.partition),
             (Fault::Transfer, f.transfer),
             (Fault::Membership, f.membership),
             (Fault::Scheduler, f.scheduler),
@@ -83,9 +80,9 @@ impl World {
         self.nemesis_rng.range(low, high)
     }
 
-    /// A store to strike: every other time one that leads.
+    /// A store to strike: most of the time one that leads.
     fn target(&mut self) -> usize {
-        let leads = if self.nemesis_rng.chance(0.5) { self.any_leader() } else { None };
+        let leads = if self.nemesis_rng.chance(0.7) { self.any_leader() } else { None };
         leads.map_or_else(|| self.nemesis_rng.index(self.stores.len()), |(store, _)| store)
     }
 
@@ -118,6 +115,22 @@ impl World {
     fn pause_one(&mut self) {
         let Some(store) = self.victim() else { return };
         self.stores[store].paused_until_ns = self.now_ns + self.lasts();
+        if self.nemesis_rng.chance(0.3) {
+            self.seem_lost(store);
+        }
+    }
+
+    /// The stores that this one's messages do not reach take its process for gone.
+    fn seem_lost(&mut self, store: usize) {
+        let store_id = self.stores[store].id;
+        for other in (0..self.stores.len()).filter(|other| *other != store) {
+            let hears = !self.network.is_cut(store, other) && self.stores[store].runs(self.now_ns);
+            if !hears && self.stores[other].is_up() {
+                let at = self.now_ns + self.nemesis_rng.range(MS, 300 * MS);
+                let input = Box::new(Input::StoreLost { store_id });
+                self.queue.push(at, Event::Input { life: self.stores[other].life(), input });
+            }
+        }
     }
 
     fn partition(&mut self) {
@@ -136,6 +149,15 @@ impl World {
                 }
             }
         }
+        // Broken connections look like a lost process to the other side.
+        if self.nemesis_rng.chance(0.6) {
+            for store in (0..n).filter(|store| side[*store]) {
+                self.seem_lost(store);
+            }
+        }
+        // Long enough for an election, most of the time.
+        let mended = self.now_ns + self.nemesis_rng.log_range(100 * MS, 4_000 * MS);
+        self.queue.push(mended, Event::Mend);
     }
 
     /// A leader that serves, with its view of the region.

@@ -192,7 +192,7 @@ fn draw_disk(rng: &mut Rng) -> DiskPlan {
 }
 
 fn draw_faults(rng: &mut Rng) -> FaultPlan {
-    let every = rng.log_range(50 * MS, 1_600 * MS);
+    let every = rng.log_range(50 * MS, 800 * MS);
     let lasts = rng.log_range(10 * MS, 800 * MS);
     let mut weight = |most: u64| if rng.chance(0.35) { 0 } else { rng.range(1, most) };
     let (crash, power_cut, pause, partition) = (weight(10), weight(2), weight(6), weight(10));
@@ -214,7 +214,7 @@ fn draw_faults(rng: &mut Rng) -> FaultPlan {
 }
 
 fn draw_load(rng: &mut Rng) -> LoadPlan {
-    let think = rng.log_range(MS, 60 * MS);
+    let think = rng.log_range(3 * MS, 150 * MS);
     LoadPlan {
         clients: rng.range(2, 8) as usize,
         keys: rng.range(1, 4),

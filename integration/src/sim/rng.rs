@@ -33,14 +33,14 @@ impl Rng {
     }
 
     /// The next number.
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         mix(self.0)
     }
 
     /// A number in `[0, n)`; 0 when `n` is 0.
     pub fn below(&mut self, n: u64) -> u64 {
-        ((u128::from(self.next()) * u128::from(n)) >> 64) as u64
+        ((u128::from(self.draw()) * u128::from(n)) >> 64) as u64
     }
 
     /// A number in `[low, high]`.
@@ -55,7 +55,7 @@ impl Rng {
 
     /// True with probability `p`.
     pub fn chance(&mut self, p: f64) -> bool {
-        ((self.next() >> 11) as f64) < p * (1u64 << 53) as f64
+        ((self.draw() >> 11) as f64) < p * (1u64 << 53) as f64
     }
 
     /// A number in `[low, high]` whose logarithm is evenly spread: small ones are as likely as large ones.
@@ -75,7 +75,7 @@ mod tests {
     fn streams_repeat_and_differ() {
         let draw = |seed, stream| {
             let mut rng = Rng::new(seed, stream);
-            (0..8).map(|_| rng.next()).collect::<Vec<_>>()
+            (0..8).map(|_| rng.draw()).collect::<Vec<_>>()
         };
         assert_eq!(draw(1, 2), draw(1, 2));
         assert_ne!(draw(1, 2), draw(1, 3));

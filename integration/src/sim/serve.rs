@@ -16,6 +16,7 @@ use kvserver::raftstore::meta::region_view::{RegionView, ViewCell};
 use kvserver::storage::RegionContext;
 
 use super::breakage::Breakage;
+use super::check::lease::{self, Claim};
 use super::check::linear::Value;
 use super::client::{Command, Outcome, Request};
 use super::event::{Event, Life};
@@ -139,6 +140,9 @@ impl World {
                 let trusting = self.breakage == Breakage::StaleLease;
                 let served = view.serves && (trusting || (cell.is_current(&view) && view.lease_alive(now)));
                 if served {
+                    let claim = Claim { store, term: view.term };
+                    let newest = self.checks.commit.newest_term(request.region_id);
+                    self.judge(lease::check_read(request.region_id, claim, newest));
                     return self.answer_from(store, request, &view, &*snapshot);
                 }
                 Ok(self.confirm(store, request, view))

@@ -227,6 +227,7 @@ impl World {
             Event::SchedulerTick => self.on_scheduler_tick(),
             Event::SchedulerRestart => self.on_scheduler_restart(),
             Event::Nemesis => self.on_nemesis(),
+            Event::Mend => self.network.mend_all(),
             Event::Probe => {
                 self.check_stopped();
                 self.queue.push(self.now_ns + PROBE_NS, Event::Probe);

@@ -16,6 +16,8 @@ pub struct CommitChecker {
     committed: BTreeMap<(u64, u64), u64>,
     /// Last index handed to the applier, by store and region.
     reached: BTreeMap<(usize, u64), u64>,
+    /// The highest term of an entry that was applied anywhere, by region.
+    newest_term: BTreeMap<u64, u64>,
 }
 
 impl CommitChecker {
@@ -24,8 +26,21 @@ impl CommitChecker {
         self.reached.insert((store, region_id), index);
     }
 
-    /// A store is about to apply an entry.
-    pub fn on_entry(&mut self, store: usize, region_id: u64, index: u64, hash: u64) -> Verdict {
+    /// The highest term of a region's entry that is known to be committed; 0 for none.
+    pub fn newest_term(&self, region_id: u64) -> u64 {
+        self.newest_term.get(&region_id).copied().unwrap_or(0)
+    }
+
+    /// A store is about to apply the entry at `(index, term)`.
+    pub fn on_entry(
+        &mut self,
+        store: usize,
+        region_id: u64,
+        (index, term): (u64, u64),
+        hash: u64,
+    ) -> Verdict {
+        let newest = self.newest_term.entry(region_id).or_default();
+        *newest = term.max(*newest);
         let reached = self.reached.entry((store, region_id)).or_default();
         if index != *reached + 1 {
             let what = format!("store {store} region {region_id}: index {index} is applied after {reached}");
@@ -61,10 +76,11 @@ mod tests {
         let mut c = CommitChecker::default();
         c.on_registered(0, 1, 5);
         c.on_registered(1, 1, 5);
-        assert_eq!(c.on_entry(0, 1, 6, 77), Ok(()));
-        assert!(c.on_entry(0, 1, 8, 99).is_err(), "7 is missing");
-        assert!(c.on_entry(1, 1, 6, 78).is_err(), "6 is another one");
+        assert_eq!(c.on_entry(0, 1, (6, 2), 77), Ok(()));
+        assert!(c.on_entry(0, 1, (8, 2), 99).is_err(), "7 is missing");
+        assert!(c.on_entry(1, 1, (6, 2), 78).is_err(), "6 is another one");
         c.on_registered(1, 1, 9);
-        assert_eq!(c.on_entry(1, 1, 10, 1), Ok(()), "a snapshot may jump");
+        assert_eq!(c.on_entry(1, 1, (10, 3), 1), Ok(()), "a snapshot may jump");
+        assert_eq!(c.newest_term(1), 3);
     }
 }

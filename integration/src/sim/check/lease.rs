@@ -1,4 +1,5 @@
 //! At any instant of true time at most one store would serve a read of a region under its lease (INV-LEASE).
+//! While it would, nobody else commits.
 //!
 //! A lease begins only in a turn of its store and ends by itself, so it is enough to look after every turn.
 
@@ -23,6 +24,18 @@ pub fn check(region_id: u64, claims: impl IntoIterator<Item = Claim>) -> Verdict
     }
 }
 
+/// A store serves a read of the region under the lease of `claim`, while entries up to `newest_term` are known to be
+/// committed: a later term would have made the lease void.
+pub fn check_read(region_id: u64, claim: Claim, newest_term: u64) -> Verdict {
+    if claim.term >= newest_term {
+        return Ok(());
+    }
+    broken(
+        "lease",
+        format!("region {region_id}: a read under {claim:?} after a commit in term {newest_term}"),
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -33,5 +46,7 @@ mod tests {
         assert_eq!(check(1, []), Ok(()));
         assert_eq!(check(1, [claim(0, 6)]), Ok(()));
         assert!(check(1, [claim(0, 6), claim(2, 7)]).is_err());
+        assert_eq!(check_read(1, claim(0, 6), 6), Ok(()));
+        assert!(check_read(1, claim(0, 6), 7).is_err());
     }
 }

@@ -1,0 +1,100 @@
+//! The simulator itself: seeds pass and repeat, and each deliberate mistake is caught by a checker within a few
+//! seeds. Many more seeds run with `make sim`.
+
+use integration::sim::{Breakage, Class, Failure, RunOptions, run};
+
+const EVENTS: u64 = 10_000;
+
+fn options(seed: u64, breakage: Breakage) -> RunOptions {
+    RunOptions { seed, events: EVENTS, breakage, trace: false }
+}
+
+/// The first failure within `seeds` seeds.
+fn first_failure(breakage: Breakage, seeds: u64) -> Option<Failure> {
+    (1..=seeds).find_map(|seed| run(options(seed, breakage)).err())
+}
+
+/// Demands that `breakage` is caught within `seeds` seeds, by one of `checkers`.
+#[track_caller]
+fn caught(breakage: Breakage, seeds: u64, checkers: &[&str]) {
+    let failure = first_failure(breakage, seeds).unwrap_or_else(|| panic!("{breakage:?} was not noticed"));
+    assert!(
+        checkers.contains(&failure.checker.as_str()),
+        "{breakage:?} was noticed by another checker: {failure}"
+    );
+    if failure.checker != "panic" {
+        assert_eq!(failure.class, Class::Safety);
+    }
+}
+
+#[test]
+fn seeds_pass() {
+    if let Some(failure) = first_failure(Breakage::None, 20) {
+        panic!("{failure}");
+    }
+}
+
+#[test]
+fn a_seed_runs_the_same_way_twice() {
+    for seed in 1..=3 {
+        let once = run(options(seed, Breakage::None)).unwrap_or_else(|failure| panic!("{failure}"));
+        assert!(once.operations > 0 && once.entries > 0, "nothing happened: {once:?}");
+        assert_eq!(run(options(seed, Breakage::None)), Ok(once));
+    }
+}
+
+#[test]
+fn a_failure_says_how_to_replay_it() {
+    let failure = first_failure(Breakage::AckBeforePersist, 1).expect("noticed at once");
+    let line = format!("cargo run -p integration --bin sim -- run --seed 1 --events {EVENTS}");
+    assert!(failure.to_string().contains(&line), "{failure}");
+}
+
+#[test]
+fn an_acknowledgement_before_the_log_is_durable_is_caught() {
+    caught(Breakage::AckBeforePersist, 1, &["log"]);
+}
+
+#[test]
+fn entries_lost_after_their_acknowledgement_are_caught_by_their_effects() {
+    caught(
+        Breakage::LostEntries,
+        20,
+        &["commit", "state", "linear", "stopped", "restart", "coverage", "panic"],
+    );
+}
+
+#[test]
+fn reads_that_ignore_the_lease_are_caught() {
+    caught(Breakage::StaleLease, 60, &["lease", "linear"]);
+}
+
+#[test]
+fn a_lease_by_a_slow_clock_is_caught() {
+    caught(Breakage::SlowClock, 60, &["lease"]);
+}
+
+#[test]
+fn a_skipped_epoch_check_at_propose_is_caught() {
+    caught(Breakage::EpochAtPropose, 20, &["epoch"]);
+}
+
+#[test]
+fn a_skipped_epoch_check_at_apply_is_caught() {
+    caught(Breakage::EpochAtApply, 20, &["epoch"]);
+}
+
+#[test]
+fn a_gap_between_commit_and_apply_is_caught() {
+    caught(Breakage::ApplyGap, 3, &["commit"]);
+}
+
+#[test]
+fn another_entry_than_the_committed_one_is_caught() {
+    caught(Breakage::ApplyOther, 3, &["commit"]);
+}
+
+#[test]
+fn an_applied_index_without_its_effects_is_caught() {
+    caught(Breakage::ApplyTorn, 5, &["state"]);
+}
