@@ -72,7 +72,7 @@ pub struct ScheduleSection {
     pub replica_schedule_limit: usize,
     /// A store with more snapshots in flight gets no new replicas.
     pub max_snapshot_count: u32,
-    /// The used share of a store's space above which it gets no new replicas.
+    /// The used share of a store's space above which it gets no new replicas, unless 8 GiB are free all the same.
     pub low_space_ratio: f64,
 }
 

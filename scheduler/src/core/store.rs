@@ -61,6 +61,9 @@ pub struct StoreInfo {
     pub last_seen_ms: u64,
 }
 
+/// Free bytes with which a store is never low on space, however large its disk.
+pub const ROOM_BYTES: u64 = 8 << 30;
+
 impl StoreInfo {
     /// A store that has just registered.
     pub fn new(meta: metapb::Store, now_ms: u64) -> StoreInfo {
@@ -105,11 +108,13 @@ impl StoreInfo {
         self.stats.as_ref().map_or(0, |stats| stats.available)
     }
 
-    /// Whether less than `1 - low_space_ratio` of the capacity is free. A store that reports no capacity has an
-    /// unknown one and is not held to be full.
+    /// Whether less than `1 - low_space_ratio` of the capacity is free, and less than [`ROOM_BYTES`]: a fifth of a
+    /// large disk, perhaps one shared with others, is plenty. A store that reports no capacity has an unknown one
+    /// and is not held to be full.
     pub fn is_low_on_space(&self, low_space_ratio: f64) -> bool {
         self.stats.as_ref().is_some_and(|stats| {
-            stats.capacity > 0 && (stats.available as f64) < stats.capacity as f64 * (1.0 - low_space_ratio)
+            let share = stats.capacity as f64 * (1.0 - low_space_ratio);
+            stats.capacity > 0 && (stats.available as f64) < share.min(ROOM_BYTES as f64)
         })
     }
 
@@ -177,5 +182,9 @@ mod tests {
         assert!(!store.is_low_on_space(0.8));
         store.stats = Some(stats(0, 0));
         assert!(!store.is_low_on_space(0.8));
+        store.stats = Some(stats(100 * ROOM_BYTES, ROOM_BYTES));
+        assert!(!store.is_low_on_space(0.8), "a nearly full large disk still has room");
+        store.stats = Some(stats(100 * ROOM_BYTES, ROOM_BYTES - 1));
+        assert!(store.is_low_on_space(0.8));
     }
 }
