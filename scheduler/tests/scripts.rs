@@ -166,7 +166,7 @@ impl Runner {
             peers: vec![peer],
             ..Default::default()
         };
-        let out = self.cluster.bootstrap(self.now_ms, store(id, &None), meta.clone(), None)?;
+        let out = self.cluster.bootstrap(self.now_ms, store(id, &None), vec![meta.clone()], None)?;
         self.regions.insert(1, ModelRegion { meta, leader: id, term: 5, ..Default::default() });
         Ok(self.print(out))
     }
@@ -406,13 +406,7 @@ impl goldenscript::Runner for Runner {
                 self.report(*id)
             }
             Command::Obey { id, pending } => self.obey(*id, *pending),
-            Command::Settle { id } => {
-                let mut text = String::new();
-                while self.cluster.operator(*id).is_some() {
-                    text += &self.obey(*id, false)?;
-                }
-                Ok(text)
-            }
+            Command::Settle { id } => self.settle(*id),
             Command::Remove { store } => {
                 let out = self.cluster.remove_store(self.now_ms, *store, &mut self.ids)?;
                 Ok(self.print(out))
@@ -434,6 +428,16 @@ impl goldenscript::Runner for Runner {
             }
             Command::Show => Ok(self.show()),
         }
+    }
+}
+
+impl Runner {
+    fn settle(&mut self, id: u64) -> Outcome {
+        let mut text = String::new();
+        while self.cluster.operator(id).is_some() {
+            text += &self.obey(id, false)?;
+        }
+        Ok(text)
     }
 }
 

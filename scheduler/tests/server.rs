@@ -19,6 +19,18 @@ fn config(dir: &std::path::Path) -> Config {
     Config { client_urls: "http://127.0.0.1:0".into(), data_dir: dir.into(), ..Config::default() }
 }
 
+/// A region of store 1 alone; its peer has the next id.
+fn first_region(id: u64, start: &'static str, end: &'static str) -> metapb::Region {
+    metapb::Region {
+        id,
+        start_key: start.into(),
+        end_key: end.into(),
+        region_epoch: Some(metapb::RegionEpoch { conf_ver: 1, version: 1 }),
+        peers: vec![metapb::Peer { id: id + 1, store_id: 1, ..Default::default() }],
+        ..Default::default()
+    }
+}
+
 /// A client that fills in the cluster id.
 struct Client {
     pd: PdClient<Channel>,
@@ -39,15 +51,17 @@ impl Client {
 
     async fn bootstrap(&mut self, traits: Option<pdpb::ClusterTraits>) -> pdpb::ResponseHeader {
         self.alloc_id(20).await;
-        let peer = metapb::Peer { id: 12, store_id: 1, ..Default::default() };
-        let region = metapb::Region {
-            id: 11,
-            region_epoch: Some(metapb::RegionEpoch { conf_ver: 1, version: 1 }),
-            peers: vec![peer],
-            ..Default::default()
-        };
-        let header = self.header();
-        let request = pdpb::BootstrapRequest { header, store: Some(store(1)), region: Some(region), traits };
+        self.bootstrap_with(vec![first_region(11, "", "")], traits).await
+    }
+
+    async fn bootstrap_with(
+        &mut self,
+        mut regions: Vec<metapb::Region>,
+        traits: Option<pdpb::ClusterTraits>,
+    ) -> pdpb::ResponseHeader {
+        let (header, more_regions) = (self.header(), regions.split_off(1));
+        let (store, region) = (Some(store(1)), regions.pop());
+        let request = pdpb::BootstrapRequest { header, store, region, traits, more_regions };
         self.pd.bootstrap(request).await.unwrap().into_inner().header.unwrap()
     }
 
@@ -248,6 +262,40 @@ async fn a_restart_keeps_the_cluster_and_repeats_no_id_or_timestamp() {
     let request = pdpb::GetAllStoresRequest { header: client.header(), ..Default::default() };
     let stores = client.pd.get_all_stores(request).await.unwrap().into_inner().stores;
     assert_eq!(stores.iter().map(|store| store.id).collect::<Vec<_>>(), [1, 2]);
+    server.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_cluster_may_start_with_regions_that_tile_the_key_space() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(config(dir.path())).await.unwrap();
+    let mut client = Client::of(&server).await;
+    client.alloc_id(20).await;
+    let refused = [
+        (vec![first_region(11, "", "m")], "cover all keys"),
+        (vec![first_region(11, "", "m"), first_region(13, "n", "")], "does not end where region 13 starts"),
+        (vec![first_region(11, "", "n"), first_region(13, "m", "")], "does not end where region 13 starts"),
+        (vec![first_region(11, "", ""), first_region(13, "", "")], "does not end where region 13 starts"),
+        (vec![first_region(11, "", "m"), first_region(12, "m", "")], "id 12 is used twice"),
+        (vec![first_region(11, "", "m"), first_region(5000, "m", "")], "id 5000 was not handed out"),
+        (vec![first_region(11, "", "m"), metapb::Region { id: 13, ..Default::default() }], "no epoch"),
+    ];
+    for (regions, why) in refused {
+        let error = client.bootstrap_with(regions, None).await.error.expect(why);
+        assert_eq!(error.r#type(), pdpb::ErrorType::InvalidValue);
+        assert!(error.message.contains(why), "{} lacks {why}", error.message);
+    }
+    let request = pdpb::IsBootstrappedRequest { header: client.header() };
+    assert!(!client.pd.is_bootstrapped(request).await.unwrap().into_inner().bootstrapped);
+
+    let regions = vec![first_region(13, "h", "p"), first_region(11, "", "h"), first_region(15, "p", "")];
+    assert_eq!(client.bootstrap_with(regions, None).await.error, None);
+    server.shutdown().await;
+    let server = Server::start(config(dir.path())).await.unwrap();
+    let mut client = Client::of(&server).await;
+    for (key, id) in [(&b""[..], 11), (b"g", 11), (b"h", 13), (b"p", 15), (b"z", 15)] {
+        assert_eq!(client.region(key).await.region.unwrap().id, id, "after a restart");
+    }
     server.shutdown().await;
 }
 
