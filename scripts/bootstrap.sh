@@ -28,7 +28,7 @@ have ccache || want+=(ccache) # RocksDB compiles once, not once per profile
 have mold || want+=(mold)     # links in a second what takes ld ten
 
 if ! have cargo; then
-    echo "bootstrap: cargo is missing; install Rust 1.88 or newer from https://rustup.rs" >&2
+    echo "bootstrap: cargo is missing; install Rust 1.95 or newer from https://rustup.rs" >&2
     exit 1
 fi
 [ ${#need[@]} -eq 0 ] && [ ${#want[@]} -eq 0 ] && exit 0
