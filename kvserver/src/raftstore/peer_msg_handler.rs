@@ -193,6 +193,9 @@ impl Peer {
         }
         drop(self.proposals.take_orphaned(ctx.now, ctx.config.orphan_timeout_ms * 1_000_000));
         if !self.rn.store().initialized() {
+            // It cannot campaign, but its election clock must run: it votes only when its leader has been silent.
+            self.rn.tick();
+            self.fix_election_timeout(ctx);
             self.tick_leaderless(ctx, out);
             return;
         }

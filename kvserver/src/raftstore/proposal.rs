@@ -33,6 +33,9 @@ impl ProposalQueue {
     /// Notes a proposal at `index`.
     pub fn push(&mut self, index: u64, term: u64, done: Callback<()>) {
         self.orphaned = None;
+        // The log was cut back since those were proposed here: another leader may still bring them to an end, but not
+        // in this queue. Dropping them says that nobody knows.
+        while self.pending.pop_back_if(|p| p.index >= index).is_some() {}
         self.pending.push_back(Pending { index, term, done });
     }
 
@@ -129,6 +132,24 @@ mod tests {
         assert!(q.take_orphaned(Now(109), 100).is_empty());
         assert_eq!(q.take_orphaned(Now(110), 100).len(), 1);
         assert!(matches!(answers.lock()[..], [(6, Err(RegionError::Undetermined(_)))]));
+    }
+
+    #[test]
+    fn proposals_at_and_beyond_the_index_of_a_new_one_are_undetermined_and_do_not_hide_it() {
+        let (mut q, answers) = queue(&[(6, 2), (7, 2), (9, 2), (7, 4)]);
+        apply(&mut q, Applied { index: 7, terms: vec![(6, 2), (7, 4)], ..Default::default() });
+        apply(&mut q, Applied { index: 9, terms: vec![(9, 5)], ..Default::default() });
+        let mut told = answers.lock().clone();
+        told.sort_by_key(|(index, result)| (*index, result.is_ok()));
+        assert!(matches!(
+            told[..],
+            [
+                (6, Ok(())),
+                (7, Err(RegionError::Undetermined(_))),
+                (7, Ok(())),
+                (9, Err(RegionError::Undetermined(_)))
+            ]
+        ));
     }
 
     #[test]

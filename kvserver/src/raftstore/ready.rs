@@ -115,6 +115,10 @@ impl Peer {
         };
         assert_eq!(at, 0, "log writes of a peer complete in order");
         self.unpersisted.remove(0);
+        if self.doomed {
+            // The library may have forgotten this peer already: it led when its removal was applied.
+            return;
+        }
         if done.last_index > 0 {
             self.rn.mut_store().on_persisted(done.last_index);
         }
@@ -124,9 +128,11 @@ impl Peer {
     /// Entries are applied and their effects visible.
     pub(super) fn on_applied(&mut self, applied: Applied, ctx: &mut StoreCtx, out: &mut Output) {
         if self.doomed {
-            // Its entries were on their way when the peer was removed; the end can go on now.
+            // Its entries were on their way when the peer was removed; the end goes on once all of them are done.
             self.applied = (applied.index, applied.term);
-            self.sent_to_apply = applied.index;
+            if applied.stopped.is_some() {
+                self.sent_to_apply = applied.index;
+            }
             return;
         }
         assert!(applied.index >= self.applied.0, "INV-APPLY: region {} went back", self.region_id);
