@@ -61,7 +61,7 @@ impl Placement {
         let first = &regions[0];
         let peer = first.peers[0];
         let whole = bootstrap::first_region(first.id, peer.id, peer.store_id);
-        let out = placement.cluster.bootstrap(0, store_meta(peer.store_id), whole, None);
+        let out = placement.cluster.bootstrap(0, store_meta(peer.store_id), vec![whole], None);
         placement.records.extend(out.map_err(|e| e.to_string())?.writes);
         for store_id in 1..=plan.stores.len() as u64 {
             if store_id != peer.store_id {
