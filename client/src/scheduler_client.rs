@@ -120,17 +120,23 @@ impl SchedulerClient {
         Ok(reply.bootstrapped)
     }
 
-    /// Starts the cluster with its first store and region. Fails with kind `AlreadyBootstrapped` when another
-    /// store was first, and also when an earlier attempt of this call succeeded but its answer was lost: ask for the
-    /// region then.
+    /// Starts the cluster with its first store and regions, which tile the key space. Fails with kind
+    /// `AlreadyBootstrapped` when another store was first, and also when an earlier attempt of this call succeeded
+    /// but its answer was lost: ask for the regions then.
     pub async fn bootstrap(
         &self,
         store: metapb::Store,
-        region: metapb::Region,
+        regions: Vec<metapb::Region>,
         traits: ClusterTraits,
     ) -> Result<()> {
-        let request =
-            BootstrapRequest { header: None, store: Some(store), region: Some(region), traits: Some(traits) };
+        let mut regions = regions.into_iter();
+        let request = BootstrapRequest {
+            header: None,
+            store: Some(store),
+            region: regions.next(),
+            traits: Some(traits),
+            more_regions: regions.collect(),
+        };
         self.inner
             .call(self.timeout, |mut pd, header| {
                 let request = BootstrapRequest { header: Some(header), ..request.clone() };

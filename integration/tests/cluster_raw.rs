@@ -125,7 +125,7 @@ async fn a_store_catches_up_after_its_log_was_compacted_away() {
     let client = connect(&cluster).await;
     let mut written = write_more(&client, 0, 1000).await;
     let behind = (cluster.leader().expect("a leader") + 1) % 3;
-    let region = cluster.first_region().expect("a region");
+    let region = cluster.data_region_id().expect("a region");
     let index = |cluster: &ProcessCluster, name: &str| {
         cluster.stores[behind].replica(region).and_then(|replica| replica[name].as_u64()).expect("a replica")
     };

@@ -1,5 +1,5 @@
-//! A scheduler and three stores in one process, over real connections and real databases: the first region
-//! reaches three replicas through snapshots, and any one store may stop, miss writes, and come back elsewhere.
+//! A scheduler and three stores in one process, over real connections and real databases: the first
+//! regions reach three replicas through snapshots, and any one store may stop, miss writes, and come back elsewhere.
 
 use std::time::Duration;
 
@@ -68,8 +68,8 @@ impl Cluster {
         RawClient::connect([self.scheduler.addr().to_string()]).await.unwrap()
     }
 
-    /// Waits until every region has `voters` voters, all of which keep up; gives one region's number.
-    async fn wait_replicated(&self, client: &RawClient, voters: usize) -> u64 {
+    /// Waits until every region has `voters` voters, all of which keep up; gives the regions' numbers.
+    async fn wait_replicated(&self, client: &RawClient, voters: usize) -> Vec<u64> {
         until("every replica", || async {
             let regions = client.scheduler().scan_regions(Bytes::new(), Bytes::new(), 0).await.ok()?;
             let whole = |r: &kvclient::RegionInfo| {
@@ -78,7 +78,8 @@ impl Cluster {
                     && r.pending_peers.is_empty()
                     && r.down_peers.is_empty()
             };
-            regions.first().filter(|_| regions.iter().all(whole)).map(|r| r.region.id)
+            let is_done = !regions.is_empty() && regions.iter().all(whole);
+            is_done.then(|| regions.iter().map(|r| r.region.id).collect())
         })
         .await
     }
@@ -127,12 +128,13 @@ async fn any_one_store_may_stop_and_come_back() {
     let mut cluster = Cluster::start(3, |_| {}).await;
     let client = cluster.client().await;
     client.batch_put(pairs(0, 100)).await.unwrap();
-    cluster.wait_replicated(&client, 3).await;
+    let regions = cluster.wait_replicated(&client, 3).await;
+    assert_eq!(regions.len(), 5, "cut where the keyspaces begin and end");
     let mut received = 0.0;
     for i in 0..3 {
         received += cluster.snapshots_received(i).await;
     }
-    assert!(received >= 2.0, "two new replicas got {received} snapshots");
+    assert!(received >= 10.0, "two new replicas of each of five regions got {received} snapshots");
 
     // With one of three stores away a write needs both others: each must have caught up with what it missed.
     for (round, fast) in [(0, true), (1, false), (2, true)] {
@@ -154,7 +156,10 @@ async fn a_store_that_missed_more_than_the_log_keeps_gets_a_snapshot() {
     })
     .await;
     let client = cluster.client().await;
-    let region = cluster.wait_replicated(&client, 3).await;
+    cluster.wait_replicated(&client, 3).await;
+    let first_key = Bytes::from(kvproto::key::encode(b"r\0\0\0"));
+    let region =
+        client.scheduler().get_region(first_key).await.unwrap().expect("a region of raw keys").region.id;
     cluster.stop_store(2, true).await;
     for (key, value) in pairs(0, 200) {
         client.put(key, value).await.unwrap();

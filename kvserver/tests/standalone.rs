@@ -34,7 +34,7 @@ async fn connect(addr: std::net::SocketAddr) -> Channel {
 
 fn context() -> Option<pb::Context> {
     Some(pb::Context {
-        region_id: 2,
+        region_id: 4,
         region_epoch: Some(kvproto::metapb::RegionEpoch { conf_ver: 1, version: 1 }),
         api_version: pb::ApiVersion::V2 as i32,
         ..Default::default()
@@ -159,6 +159,19 @@ async fn what_nobody_serves_is_answered_with_an_error() {
     assert!(matches!(&answers[3], Some(Answer::RawPut(r))
         if r.region_error.as_ref().is_some_and(|e| e.region_not_found.is_some())));
     assert_eq!(answers[4], None);
+    // A unary scan fails as a whole, and a key outside of the region is sent away.
+    let scan =
+        pb::RawScanRequest { context: context(), start_key: "v1".into(), limit: 1, ..Default::default() };
+    let refused = client.raw_scan(scan).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::InvalidArgument);
+    assert!(refused.message().contains("keyspace DEFAULT"), "{}", refused.message());
+    let ranges = vec![pb::KeyRange { start_key: "v1".into(), end_key: Bytes::new() }];
+    let scan = pb::RawBatchScanRequest { context: context(), ranges, each_limit: 1, ..Default::default() };
+    assert_eq!(client.raw_batch_scan(scan).await.unwrap_err().code(), tonic::Code::InvalidArgument);
+    let context = context().map(|c| pb::Context { region_id: 2, ..c });
+    let get = pb::RawGetRequest { context, key: key("k"), ..Default::default() };
+    let error = client.raw_get(get).await.unwrap().into_inner().region_error.unwrap();
+    assert!(error.key_not_in_region.is_some(), "{error:?}");
     server.shutdown(false).await.unwrap();
 }
 
@@ -188,6 +201,51 @@ async fn data_and_timestamps_survive_a_restart() {
     server.shutdown(false).await.unwrap();
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn regions_are_found_by_key_id_and_range() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = start(dir.path()).await;
+    let mut pd = PdClient::new(connect(server.pd_addr().unwrap()).await);
+    let bound = |wire: &[u8]| Bytes::from(kvproto::key::encode(wire));
+    let id = |reply: pdpb::GetRegionResponse| reply.region.map(|region| region.id);
+    let at = |key: &Bytes| pdpb::GetRegionRequest { region_key: key.clone(), ..Default::default() };
+    let cases: [(&[u8], u64); 5] =
+        [(b"a", 2), (b"r\0\0\0", 4), (b"r\0\0\x01", 6), (b"x\0\0\0k", 8), (b"z", 10)];
+    for (wire, wanted) in cases {
+        let found = pd.get_region(at(&bound(wire))).await.unwrap().into_inner();
+        let region = found.region.clone().unwrap();
+        assert_eq!((region.id, found.leader), (wanted, region.peers.first().copied()));
+        let before = pd.get_prev_region(at(&bound(wire))).await.unwrap().into_inner();
+        assert_eq!(id(before), Some(wanted - 2).filter(|id| *id > 0));
+        let by_id = pdpb::GetRegionByIdRequest { region_id: wanted, ..Default::default() };
+        let found = pd.get_region_by_id(by_id).await.unwrap().into_inner();
+        assert_eq!(found.region, Some(region));
+    }
+    assert_eq!(id(pd.get_region(at(&Bytes::new())).await.unwrap().into_inner()), Some(2));
+    let by_id = pdpb::GetRegionByIdRequest { region_id: 3, ..Default::default() };
+    assert_eq!(id(pd.get_region_by_id(by_id).await.unwrap().into_inner()), None);
+
+    let ids = |regions: Vec<pdpb::Region>| {
+        regions.iter().map(|r| r.region.as_ref().unwrap().id).collect::<Vec<_>>()
+    };
+    let scans = [
+        (Bytes::new(), Bytes::new(), 0, vec![2, 4, 6, 8, 10]),
+        (bound(b"r\0\0\0k"), bound(b"x\0\0\0"), 0, vec![4, 6]),
+        (bound(b"r\0\0\0"), Bytes::new(), 2, vec![4, 6]),
+        (bound(b"b"), bound(b"a"), 0, vec![]),
+    ];
+    for (start_key, end_key, limit, wanted) in scans {
+        let request = pdpb::ScanRegionsRequest { start_key, end_key, limit, ..Default::default() };
+        let found = pd.scan_regions(request).await.unwrap().into_inner();
+        assert_eq!((ids(found.regions), found.leaders.len()), (wanted.clone(), wanted.len()));
+    }
+    let range = |start: &[u8], end: &[u8]| pdpb::KeyRange { start_key: bound(start), end_key: bound(end) };
+    let ranges = vec![range(b"r\0\0\0a", b"r\0\0\0b"), range(b"r\0\0\0b", b"x\0\0\0")];
+    let request = pdpb::BatchScanRegionsRequest { ranges, ..Default::default() };
+    assert_eq!(ids(pd.batch_scan_regions(request).await.unwrap().into_inner().regions), [4, 6]);
+    server.shutdown(false).await.unwrap();
+}
+
 async fn timestamp(pd: &mut PdClient<Channel>) -> (i64, i64) {
     let request = tokio_stream::once(pdpb::TsoRequest { count: 3, ..Default::default() });
     let reply = pd.tso(request).await.unwrap().into_inner().message().await.unwrap().unwrap();
@@ -214,7 +272,7 @@ async fn status_pages_tell_what_the_server_is() {
     assert!(page("HEAD", "/ready").await.ends_with("\r\n\r\n"), "HEAD has no body");
     has(page("GET", "/config").await, "\"api-version\":2");
     has(page("GET", "/status").await, "\"role\":\"standalone\"");
-    has(page("GET", "/region/2").await, "\"serves\":true");
+    has(page("GET", "/region/4").await, "\"serves\":true");
     has(page("GET", "/region/3").await, "HTTP/1.1 404");
     has(page("GET", "/metrics").await, "kvasir_request_duration_seconds_count{command=\"raw_put\"} 1");
     server.shutdown(false).await.unwrap();

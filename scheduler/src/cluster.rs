@@ -10,6 +10,8 @@
 //! - a refused input changes nothing;
 //! - a region has at most one operator, and commands are only about what the region's last heartbeat shows.
 
+use std::collections::BTreeSet;
+
 use kvproto::{keyspacepb, metapb, pdpb};
 
 use crate::coordinator::Coordinator;
@@ -24,6 +26,9 @@ use crate::schedule::checker::Obstacle;
 use crate::schedule::operator::Operator;
 use crate::schedule::operator_controller::OperatorEvent;
 use crate::schedule::{RegionCommand, ScheduleConfig};
+
+/// Regions that a cluster may start with: many more than any layout needs.
+const FIRST_REGIONS_MAX: usize = 256;
 
 /// What a call wants done.
 #[derive(Debug, Default, PartialEq)]
@@ -129,32 +134,31 @@ impl Cluster {
         store.state(now_ms, self.config.silence)
     }
 
-    /// Creates the cluster with its first store and its first region.
+    /// Creates the cluster with its first store and its first regions, which tile the key space.
     pub fn bootstrap(
         &mut self,
         now_ms: u64,
         store: metapb::Store,
-        region: metapb::Region,
+        regions: Vec<metapb::Region>,
         traits: Option<pdpb::ClusterTraits>,
     ) -> Result<Output, ClusterError> {
         if self.is_bootstrapped() {
             return Err(ClusterError::AlreadyBootstrapped);
         }
         check_store(&store)?;
-        let region = RegionInfo::from_meta(region)?;
-        check_first_region(&store, &region.meta).map_err(|e| ClusterError::InvalidBootstrap(e.into()))?;
+        let regions = regions.into_iter().map(RegionInfo::from_meta).collect::<Result<Vec<_>, _>>()?;
+        check_first_regions(&store, &regions)?;
 
         let traits = traits.unwrap_or_default();
         let mut info = StoreInfo::new(store, now_ms);
         info.set_state(metapb::StoreState::Up);
         let keyspace = keyspace::default_keyspace((now_ms / 1000) as i64);
-        let writes = vec![
-            MetaWrite::Bootstrapped(traits),
-            MetaWrite::Store(info.meta.clone()),
-            MetaWrite::Region(region.meta.clone()),
-            MetaWrite::Keyspace(keyspace.clone()),
-        ];
-        self.basic.put_region(region)?;
+        let mut writes = vec![MetaWrite::Bootstrapped(traits), MetaWrite::Store(info.meta.clone())];
+        writes.extend(regions.iter().map(|region| MetaWrite::Region(region.meta.clone())));
+        writes.push(MetaWrite::Keyspace(keyspace.clone()));
+        for region in regions {
+            self.basic.put_region(region)?;
+        }
         self.basic.put_store(info);
         self.keyspaces.put(keyspace);
         self.traits = Some(traits);
@@ -347,13 +351,42 @@ fn check_store(store: &metapb::Store) -> Result<(), ClusterError> {
     Ok(())
 }
 
-fn check_first_region(store: &metapb::Store, region: &metapb::Region) -> Result<(), &'static str> {
-    if !region.start_key.is_empty() || !region.end_key.is_empty() {
-        return Err("the first region must cover all keys");
+/// The first regions must tile the key space without gap or overlap, each with one voter, on the first store, and
+/// no id may stand for two regions or peers.
+fn check_first_regions(store: &metapb::Store, regions: &[RegionInfo]) -> Result<(), ClusterError> {
+    let refuse = |what: String| Err(ClusterError::InvalidBootstrap(what));
+    if regions.len() > FIRST_REGIONS_MAX {
+        return refuse(format!("{} regions, the most is {FIRST_REGIONS_MAX}", regions.len()));
     }
-    match region.peers.as_slice() {
-        [peer] if peer.store_id == store.id && peer.role() == metapb::PeerRole::Voter => Ok(()),
-        _ => Err("the first region must have one voter, on the first store"),
+    let mut ids = BTreeSet::new();
+    for region in regions {
+        let id = region.id();
+        let [peer] = region.meta.peers.as_slice() else {
+            return refuse(format!("region {id} must have one voter, on the first store"));
+        };
+        if peer.store_id != store.id || peer.role() != metapb::PeerRole::Voter {
+            return refuse(format!("region {id} must have one voter, on the first store"));
+        }
+        if let Some(twice) = [id, peer.id].into_iter().find(|id| !ids.insert(*id)) {
+            return refuse(format!("id {twice} is used twice"));
+        }
+    }
+    let mut ranges: Vec<&metapb::Region> = regions.iter().map(|region| &region.meta).collect();
+    ranges.sort_by(|a, b| a.start_key.cmp(&b.start_key));
+    let reaches_both_ends = ranges.first().is_some_and(|first| first.start_key.is_empty())
+        && ranges.last().is_some_and(|last| last.end_key.is_empty());
+    if !reaches_both_ends {
+        return refuse("the first regions must cover all keys".into());
+    }
+    // An empty end is the end of the key space: nothing starts there.
+    let fits =
+        |pair: &&[&metapb::Region]| !pair[0].end_key.is_empty() && pair[0].end_key == pair[1].start_key;
+    match ranges.windows(2).find(|pair| !fits(pair)) {
+        Some(pair) => refuse(format!(
+            "the first regions must tile the key space: region {} does not end where region {} starts",
+            pair[0].id, pair[1].id
+        )),
+        None => Ok(()),
     }
 }
 

@@ -11,6 +11,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use kvproto::key::{KeyspaceId, Mode};
 use tempfile::TempDir;
 
 pub use http::{Reply, get};
@@ -243,17 +244,26 @@ impl ProcessCluster {
         Ok(())
     }
 
-    /// Id of the region of the empty key, as far as the scheduler knows.
-    pub fn first_region(&self) -> Option<u64> {
-        let regions = self.api("/pd/api/v1/regions").ok()?;
-        regions["regions"].as_array()?.iter().find(|region| region["start_key"] == "")?["id"].as_u64()
+    /// The region where the raw keys of keyspace DEFAULT begin, as far as the scheduler knows; in a v1 cluster, where
+    /// all raw keys begin.
+    fn data_region(&self) -> Option<serde_json::Value> {
+        let keyspace = kvproto::key::encode(&KeyspaceId::DEFAULT.prefix(Mode::Raw));
+        let keyspace: String = keyspace.iter().map(|byte| format!("{byte:02X}")).collect();
+        let mut regions = self.api("/pd/api/v1/regions").ok()?;
+        let regions = regions["regions"].as_array_mut()?;
+        let starts_at = |start: &str| regions.iter().position(|region| region["start_key"] == start);
+        let position = starts_at(&keyspace).or_else(|| starts_at(""))?;
+        Some(regions.swap_remove(position))
     }
 
-    /// Index of the store that leads the region of the empty key, as far as the scheduler knows.
+    /// Id of the region where raw keys go.
+    pub fn data_region_id(&self) -> Option<u64> {
+        self.data_region()?["id"].as_u64()
+    }
+
+    /// Index of the store that leads the region where raw keys go.
     pub fn leader(&self) -> Option<usize> {
-        let regions = self.api("/pd/api/v1/regions").ok()?;
-        let first = regions["regions"].as_array()?.iter().find(|region| region["start_key"] == "")?;
-        let leader = first["leader"]["store_id"].as_u64()?;
+        let leader = self.data_region()?["leader"]["store_id"].as_u64()?;
         let stores = self.api("/pd/api/v1/stores").ok()?;
         let store = stores["stores"]
             .as_array()?

@@ -1,11 +1,13 @@
-//! The first region of a cluster, and what a store finds of its regions at start.
+//! The first regions of a cluster, and what a store finds of its regions at start.
 //!
-//! Pure but for reads through the engine and log traits. Invariant: the first region's records are written in one
-//! batch before the store takes part in anything.
+//! Pure but for reads through the engine and log traits. Invariants: the first regions tile the key space; their
+//! records are written in one batch before the store takes part in anything.
 
 use std::sync::Arc;
 
-use kvproto::key::BoundaryForm;
+use bytes::Bytes;
+use kvproto::key::{BoundaryForm, KeyspaceId, Mode};
+use kvproto::kvrpcpb::ApiVersion;
 use kvproto::metapb::{Peer, PeerRole, Region, RegionEpoch};
 
 use super::meta::keys;
@@ -24,6 +26,37 @@ pub fn first_region(region_id: u64, peer_id: u64, store_id: u64) -> Region {
         peers: vec![Peer { id: peer_id, store_id, role: PeerRole::Voter as i32, ..Default::default() }],
         ..Default::default()
     }
+}
+
+/// Where the key space is cut from the start. Clients of API V2 end a scan only at a region that ends where their
+/// keyspace does, so the bounds of the DEFAULT keyspace are region bounds.
+fn first_cuts(api: ApiVersion) -> Vec<Bytes> {
+    match BoundaryForm::of_raw(api) {
+        BoundaryForm::Plain => Vec::new(),
+        form @ BoundaryForm::Encoded => {
+            let keyspace = KeyspaceId::DEFAULT;
+            let ends = |mode| [keyspace.prefix(mode), keyspace.prefix_end(mode)];
+            let keys = [Mode::Raw, Mode::Txn].into_iter().flat_map(ends);
+            keys.map(|key| form.boundary(Bytes::copy_from_slice(&key))).collect()
+        }
+    }
+}
+
+/// How many regions a cluster of this API starts with.
+pub fn first_region_count(api: ApiVersion) -> usize {
+    first_cuts(api).len() + 1
+}
+
+/// The regions that a cluster starts with, in key order, each with one peer on `store_id`. They take two ids each,
+/// from `first_id` on.
+pub fn first_regions(api: ApiVersion, first_id: u64, store_id: u64) -> Vec<Region> {
+    let cuts = first_cuts(api);
+    let starts = std::iter::once(Bytes::new()).chain(cuts.iter().cloned());
+    let ends = cuts.iter().cloned().chain(std::iter::once(Bytes::new()));
+    let ids = (first_id..).step_by(2);
+    ids.zip(starts.zip(ends))
+        .map(|(id, (start_key, end_key))| Region { start_key, end_key, ..first_region(id, id + 1, store_id) })
+        .collect()
 }
 
 /// The writes that create a region out of nothing: records for the engine, a hard state for the log. Every first
@@ -102,4 +135,39 @@ fn load_region(engine: &dyn Engine, form: BoundaryForm, region_id: u64, state: R
         (None, PeerState::Normal | PeerState::Applying) => return Err(lacks("apply state")),
     };
     Ok(Found { meta: Arc::new(meta), peer, state, apply })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn first_regions_tile_the_key_space_at_valid_boundaries() {
+        for (api, count) in [(ApiVersion::V1, 1), (ApiVersion::V2, 5)] {
+            let regions = first_regions(api, 10, 7);
+            assert_eq!((regions.len(), first_region_count(api)), (count, count));
+            assert!(regions[0].start_key.is_empty() && regions[count - 1].end_key.is_empty());
+            for pair in regions.windows(2) {
+                assert_eq!(pair[0].end_key, pair[1].start_key);
+                assert!(pair[0].start_key < pair[0].end_key);
+            }
+            for (n, region) in (0..).zip(&regions) {
+                assert_eq!(
+                    (region.id, region.peers[0].id, region.peers[0].store_id),
+                    (10 + 2 * n, 11 + 2 * n, 7)
+                );
+                assert!(region::meta(region.clone(), BoundaryForm::of_raw(api)).is_ok());
+            }
+        }
+    }
+
+    #[test]
+    fn the_default_keyspace_has_regions_of_its_own() {
+        let meta = |n: usize| {
+            let region = first_regions(ApiVersion::V2, 10, 7).remove(n);
+            region::meta(region, BoundaryForm::Encoded).unwrap()
+        };
+        assert_eq!((&meta(1).start[..], &meta(1).end[..]), (&b"r\0\0\0"[..], &b"r\0\0\x01"[..]));
+        assert_eq!((&meta(3).start[..], &meta(3).end[..]), (&b"x\0\0\0"[..], &b"x\0\0\x01"[..]));
+    }
 }

@@ -1,8 +1,8 @@
-//! A store's way into its cluster: its directories, its identity, the first region, its registration.
+//! A store's way into its cluster: its directories, its identity, the first regions, its registration.
 //!
 //! Owns the order that makes a crash at any point harmless: the identity is on disk before anything else; the
-//! first region's records are on disk before the scheduler is told of it, so that a cluster never has a region
-//! that no store holds; records of a first region that the cluster did not take are removed again.
+//! first regions' records are on disk, all by one write, before the scheduler is told of them, so that a cluster
+//! never has a region that no store holds; records of first regions that the cluster did not take are removed again.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use super::recovery::RecoveryError;
 use super::scheduler_client::{Bootstrap, Error, SchedulerClient};
 use super::snap::{SnapConfig, SnapError, SnapManager};
 use crate::clock;
-use crate::engine::log_store::LogStore;
+use crate::engine::log_store::{LogStore, LogWrite};
 use crate::engine::rocks::RocksEngine;
 use crate::engine::{Cf, Engine, EngineConfig, EngineError, RocksLogStore, WriteBatch, WriteOptions};
 
@@ -173,17 +173,17 @@ impl Joining<'_> {
     pub async fn join(&self, ident: &StoreIdent, found: Vec<Found>) -> Result<Vec<Found>, NodeError> {
         let store = self.introduction.store(ident.store_id);
         let traits = traits(self.config);
-        let first = found.iter().find(|f| is_untouched_first(f, ident.store_id)).cloned();
         let found = if self.scheduler.is_bootstrapped().await? {
-            match first {
-                Some(first) => self.keep_if_known(first, found).await?,
-                None => found,
-            }
+            self.keep_if_known(ident, found).await?
         } else {
-            if first.is_none() && found.iter().any(|f| f.state.state() != PeerState::Tombstone) {
+            let alive = found.iter().filter(|f| f.state.state() != PeerState::Tombstone);
+            let (first, others): (Vec<Found>, Vec<Found>) =
+                alive.cloned().partition(|f| self.is_untouched_first(f, ident.store_id));
+            let is_whole = first.len() == bootstrap::first_region_count(self.config.api);
+            if !others.is_empty() || !(first.is_empty() || is_whole) {
                 return Err(NodeError::SchedulerEmpty { cluster: ident.cluster_id });
             }
-            self.create_cluster(&store, traits, first).await?
+            self.create_cluster(ident, &store, traits, first).await?
         };
         self.scheduler.put_store(store, traits).await?;
         Ok(found)
@@ -191,74 +191,99 @@ impl Joining<'_> {
 
     async fn create_cluster(
         &self,
+        ident: &StoreIdent,
         store: &metapb::Store,
         traits: pdpb::ClusterTraits,
-        first: Option<Found>,
+        first: Vec<Found>,
     ) -> Result<Vec<Found>, NodeError> {
-        let first = match first {
-            Some(first) => first,
-            None => self.write_first_region(store.id).await?,
-        };
-        let region = first.meta.region.clone();
-        match self.scheduler.bootstrap(store.clone(), region, traits).await? {
+        let first = if first.is_empty() { self.write_first_regions(store.id).await? } else { first };
+        let regions = first.iter().map(|f| f.meta.region.clone()).collect();
+        match self.scheduler.bootstrap(store.clone(), regions, traits).await? {
             Bootstrap::Created => {
-                tracing::info!(region = first.meta.region.id, "the cluster is created");
-                Ok(vec![first])
+                tracing::info!(regions = first.len(), "the cluster is created");
+                Ok(first)
             }
-            Bootstrap::Exists => self.keep_if_known(first.clone(), vec![first]).await,
+            Bootstrap::Exists => self.keep_if_known(ident, first).await,
         }
     }
 
-    async fn write_first_region(&self, store_id: u64) -> Result<Found, NodeError> {
-        let region_id = self.scheduler.alloc_id(2).await?;
-        let region = bootstrap::first_region(region_id, region_id + 1, store_id);
-        let (batch, log) = bootstrap::region_records(&region, &region.peers[0]);
+    async fn write_first_regions(&self, store_id: u64) -> Result<Vec<Found>, NodeError> {
+        let api = self.config.api;
+        let ids = u32::try_from(2 * bootstrap::first_region_count(api)).unwrap_or(u32::MAX);
+        let first_id = self.scheduler.alloc_id(ids).await?;
+        let (mut batch, mut log) = (WriteBatch::new(), LogWrite::default());
+        for region in bootstrap::first_regions(api, first_id, store_id) {
+            let (records, log_records) = bootstrap::region_records(&region, &region.peers[0]);
+            records.ops().iter().for_each(|op| batch.push(op.clone()));
+            log.regions.extend(log_records.regions);
+        }
         let _durable = self.disk.log.append(&log, true)?;
         self.disk.engine.write(&batch, SYNCED)?;
-        let form = kvproto::key::BoundaryForm::of_raw(self.config.api);
-        let found = bootstrap::load_regions(&*self.disk.engine, form)?;
-        let written = found.into_iter().find(|f| f.meta.region.id == region_id);
-        Ok(written
-            .ok_or_else(|| EngineError::Corrupt("the first region was written and is not there".into()))?)
+        let form = kvproto::key::BoundaryForm::of_raw(api);
+        let mut found = bootstrap::load_regions(&*self.disk.engine, form)?;
+        found.retain(|f| self.is_untouched_first(f, store_id));
+        if found.len() != bootstrap::first_region_count(api) {
+            return Err(
+                EngineError::Corrupt("the first regions were written and are not there".into()).into()
+            );
+        }
+        Ok(found)
     }
 
-    /// A first region that was never used: the cluster has it, or it was created with another store's and this one
-    /// goes.
-    async fn keep_if_known(&self, first: Found, found: Vec<Found>) -> Result<Vec<Found>, NodeError> {
-        let region_id = first.meta.region.id;
-        if self.scheduler.region(region_id).await?.is_some() {
-            return Ok(found);
+    /// First regions that were never used: the cluster has them, or it was created with another store's and these
+    /// go. It took all of them or none.
+    async fn keep_if_known(&self, ident: &StoreIdent, found: Vec<Found>) -> Result<Vec<Found>, NodeError> {
+        let (unused, rest): (Vec<Found>, Vec<Found>) =
+            found.iter().cloned().partition(|f| self.is_untouched_first(f, ident.store_id));
+        if unused.is_empty() {
+            return Ok(rest);
+        }
+        for first in &unused {
+            if self.scheduler.region(first.meta.region.id).await?.is_some() {
+                return Ok(found);
+            }
         }
         tracing::info!(
-            region = region_id,
-            "another store created the cluster; removing this store's first region"
+            regions = unused.len(),
+            "another store created the cluster; removing this store's first regions"
         );
         let mut batch = WriteBatch::new();
-        batch.delete(Cf::Meta, keys::region_state(region_id));
-        batch.delete(Cf::Meta, keys::apply_state(region_id));
+        for first in &unused {
+            batch.delete(Cf::Meta, keys::region_state(first.meta.region.id));
+            batch.delete(Cf::Meta, keys::apply_state(first.meta.region.id));
+        }
         self.disk.engine.write(&batch, SYNCED)?;
-        self.disk.log.remove(region_id)?;
-        Ok(found.into_iter().filter(|f| f.meta.region.id != region_id).collect())
+        for first in &unused {
+            self.disk.log.remove(first.meta.region.id)?;
+        }
+        Ok(rest)
     }
-}
 
-/// True for a first region of this store in which nothing ever happened.
-fn is_untouched_first(found: &Found, store_id: u64) -> bool {
-    let region = &found.meta.region;
-    let initial = bootstrap::first_region(region.id, found.peer.id, store_id);
-    found.state.state() == PeerState::Normal
-        && *region == initial
-        && found.apply.applied_index == INITIAL_INDEX
+    /// True for a first region of this store in which nothing ever happened.
+    fn is_untouched_first(&self, found: &Found, store_id: u64) -> bool {
+        let region = &found.meta.region;
+        let same = |first: metapb::Region| {
+            let ids = bootstrap::first_region(region.id, found.peer.id, store_id);
+            *region == metapb::Region { start_key: first.start_key, end_key: first.end_key, ..ids }
+        };
+        found.state.state() == PeerState::Normal
+            && found.apply.applied_index == INITIAL_INDEX
+            && bootstrap::first_regions(self.config.api, 1, store_id).into_iter().any(same)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use futures::FutureExt;
 
+    use super::super::meta::values::{self, ApplyState};
     use super::super::scheduler_client::fake::FakeScheduler as Scheduler;
     use super::*;
     use crate::engine::log_store::MemLogStore;
     use crate::engine::mem::MemEngine;
+
+    /// Ids of the first regions of store 1 in API V2.
+    const FIRST: [u64; 5] = [2, 4, 6, 8, 10];
 
     fn disk(dir: &Path) -> Disk {
         Disk {
@@ -287,15 +312,23 @@ mod tests {
     fn the_first_store_creates_the_cluster_once() {
         let dir = tempfile::tempdir().unwrap();
         let (disk, scheduler) = (disk(dir.path()), Scheduler::default());
-        assert_eq!(start(&disk, &scheduler, ApiVersion::V2).unwrap(), vec![2]);
-        assert_eq!(start(&disk, &scheduler, ApiVersion::V2).unwrap(), vec![2], "a restart keeps it");
+        assert_eq!(start(&disk, &scheduler, ApiVersion::V2).unwrap(), FIRST);
+        assert_eq!(start(&disk, &scheduler, ApiVersion::V2).unwrap(), FIRST, "a restart keeps them");
         let state = scheduler.state.lock();
-        assert_eq!(state.last_id, 3, "one store, one region, one peer");
+        assert_eq!(state.last_id, 11, "one store, five regions, five peers");
+        assert_eq!(state.regions, bootstrap::first_regions(ApiVersion::V2, 2, 1));
         assert!(state.stores.iter().all(|s| s.id == 1 && s.address == "s:1"));
     }
 
     #[test]
-    fn the_loser_of_the_race_removes_its_region_and_joins() {
+    fn a_v1_cluster_starts_with_one_region() {
+        let dir = tempfile::tempdir().unwrap();
+        let (disk, scheduler) = (disk(dir.path()), Scheduler::default());
+        assert_eq!(start(&disk, &scheduler, ApiVersion::V1).unwrap(), [2]);
+    }
+
+    #[test]
+    fn the_loser_of_the_race_removes_its_regions_and_joins() {
         let dir = tempfile::tempdir().unwrap();
         let (disk, scheduler) = (disk(dir.path()), Scheduler::default());
         scheduler.state.lock().rival = true;
@@ -306,13 +339,28 @@ mod tests {
     }
 
     #[test]
-    fn a_crash_before_the_scheduler_was_told_goes_on_with_the_same_region() {
+    fn a_crash_before_the_scheduler_was_told_goes_on_with_the_same_regions() {
         let dir = tempfile::tempdir().unwrap();
         let (disk, scheduler) = (disk(dir.path()), Scheduler::default());
         start(&disk, &scheduler, ApiVersion::V2).unwrap();
-        scheduler.state.lock().region = None;
-        assert_eq!(start(&disk, &scheduler, ApiVersion::V2).unwrap(), vec![2]);
-        assert_eq!(scheduler.state.lock().region.as_ref().map(|r| r.id), Some(2));
+        scheduler.state.lock().regions.clear();
+        assert_eq!(start(&disk, &scheduler, ApiVersion::V2).unwrap(), FIRST);
+        let state = scheduler.state.lock();
+        assert_eq!(state.regions.iter().map(|r| r.id).collect::<Vec<_>>(), FIRST);
+    }
+
+    #[test]
+    fn a_scheduler_that_forgot_regions_in_use_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let (disk, scheduler) = (disk(dir.path()), Scheduler::default());
+        start(&disk, &scheduler, ApiVersion::V2).unwrap();
+        let used = ApplyState { applied_index: INITIAL_INDEX + 1, ..Default::default() };
+        let mut batch = WriteBatch::new();
+        batch.put(Cf::Meta, keys::apply_state(4), values::encode(&used));
+        disk.engine.write(&batch, SYNCED).unwrap();
+        scheduler.state.lock().regions.clear();
+        let error = start(&disk, &scheduler, ApiVersion::V2).unwrap_err();
+        assert!(matches!(error, NodeError::SchedulerEmpty { cluster: 77 }), "{error}");
     }
 
     #[test]

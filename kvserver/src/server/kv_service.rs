@@ -123,6 +123,16 @@ impl Shared {
     }
 }
 
+/// A scan's reply has no field for a refusal, and clients take a pair with an error for data: a unary call fails
+/// as a whole. In a batched stream, where one command cannot, the pair has to do.
+#[allow(clippy::result_large_err, reason = "Status is what tonic wants")]
+fn accepted(pairs: &[pb::KvPair]) -> Result<(), Status> {
+    match pairs.first().and_then(|pair| pair.error.as_ref()) {
+        Some(error) => Err(Status::invalid_argument(error.abort.clone())),
+        None => Ok(()),
+    }
+}
+
 fn stopping() -> Failure {
     let unknown = RegionError::Undetermined("the server is stopping".into());
     Failure::Region(Box::new(region_error(unknown)))
@@ -186,7 +196,9 @@ impl Tikv for KvService {
         request: Request<pb::RawScanRequest>,
     ) -> Result<Response<pb::RawScanResponse>, Status> {
         let (request, now) = (request.into_inner(), clock::unix_seconds());
-        self.run(Command::RawScan, 0, self.shared.raw.scan(request, now)).await
+        let reply = self.run(Command::RawScan, 0, self.shared.raw.scan(request, now)).await?;
+        accepted(&reply.get_ref().kvs)?;
+        Ok(reply)
     }
 
     async fn raw_batch_scan(
@@ -194,7 +206,9 @@ impl Tikv for KvService {
         request: Request<pb::RawBatchScanRequest>,
     ) -> Result<Response<pb::RawBatchScanResponse>, Status> {
         let (request, now) = (request.into_inner(), clock::unix_seconds());
-        self.run(Command::RawBatchScan, 0, self.shared.raw.batch_scan(request, now)).await
+        let reply = self.run(Command::RawBatchScan, 0, self.shared.raw.batch_scan(request, now)).await?;
+        accepted(&reply.get_ref().kvs)?;
+        Ok(reply)
     }
 
     async fn raw_get_key_ttl(

@@ -1,4 +1,4 @@
-//! The scheduler service of a standalone server: one store, one region, the DEFAULT keyspace, timestamps.
+//! The scheduler service of a standalone server: one store, its regions, the DEFAULT keyspace, timestamps.
 //!
 //! It answers what clients ask a scheduler for, truthfully and for ever the same. Stores cannot join: what only
 //! they ask is UNIMPLEMENTED. Timestamps are in `standalone_tso`.
@@ -15,7 +15,7 @@ use kvproto::{keyspacepb as ks, metapb, pdpb};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::standalone_tso::{Tso, TsoError};
-use crate::storage::standalone_storage::{REGION_ID, STORE_ID, peer, region};
+use crate::storage::standalone_storage::{STORE_ID, regions};
 
 /// The only keyspace.
 const KEYSPACE: &str = "DEFAULT";
@@ -32,6 +32,8 @@ struct Shared {
     /// The address clients reach this service at.
     url: String,
     store: metapb::Store,
+    /// In key order, without gaps.
+    regions: Vec<metapb::Region>,
     tso: Tso,
 }
 
@@ -58,7 +60,8 @@ impl StandalonePd {
             ..Default::default()
         };
         let url = format!("http://{pd_addr}");
-        StandalonePd { shared: Arc::new(Shared { cluster_id, api, url, store, tso }) }
+        let regions = regions(api);
+        StandalonePd { shared: Arc::new(Shared { cluster_id, api, url, store, regions, tso }) }
     }
 
     fn header(&self) -> Option<pdpb::ResponseHeader> {
@@ -85,16 +88,28 @@ impl StandalonePd {
         pdpb::Member { name: "standalone".into(), member_id: 1, client_urls, ..Default::default() }
     }
 
-    fn found(&self, found: bool) -> Response<pdpb::GetRegionResponse> {
-        let header = self.header();
-        Response::new(match found {
-            true => pdpb::GetRegionResponse {
-                header,
-                region: Some(region()),
-                leader: Some(peer()),
-                ..Default::default()
-            },
-            false => pdpb::GetRegionResponse { header, ..Default::default() },
+    /// Position of the region that holds `key`: the last one that starts at or before it.
+    fn position(&self, key: &Bytes) -> usize {
+        self.shared.regions.partition_point(|region| region.start_key <= *key).saturating_sub(1)
+    }
+
+    /// Up to `limit` regions that touch `[start, end)`; an empty `end` is no bound, a limit below 1 neither.
+    fn scan<'a>(&'a self, start: &Bytes, end: &'a Bytes, limit: i32) -> &'a [metapb::Region] {
+        let regions = &self.shared.regions[self.position(start)..];
+        if !end.is_empty() && end <= start {
+            return &[];
+        }
+        let within = regions.partition_point(|region| end.is_empty() || region.start_key < *end);
+        let limit = usize::try_from(limit).ok().filter(|limit| *limit > 0).unwrap_or(usize::MAX);
+        &regions[..within.min(limit)]
+    }
+
+    fn found(&self, region: Option<&metapb::Region>) -> Response<pdpb::GetRegionResponse> {
+        Response::new(pdpb::GetRegionResponse {
+            header: self.header(),
+            region: region.cloned(),
+            leader: region.and_then(leader),
+            ..Default::default()
         })
     }
 
@@ -127,13 +142,13 @@ impl StandalonePd {
     }
 }
 
-/// Whether `[start, end)` has any key; an empty `end` is no bound.
-fn some_keys(start: &Bytes, end: &Bytes) -> bool {
-    end.is_empty() || start < end
+/// The only peer of a region.
+fn leader(region: &metapb::Region) -> Option<metapb::Peer> {
+    region.peers.first().copied()
 }
 
-fn whole_region() -> pdpb::Region {
-    pdpb::Region { region: Some(region()), leader: Some(peer()), ..Default::default() }
+fn described(region: &metapb::Region) -> pdpb::Region {
+    pdpb::Region { region: Some(region.clone()), leader: leader(region), ..Default::default() }
 }
 
 #[tonic::async_trait]
@@ -181,17 +196,19 @@ impl Pd for StandalonePd {
     }
 
     async fn get_region(&self, request: Request<pdpb::GetRegionRequest>) -> Reply<pdpb::GetRegionResponse> {
-        self.check(&request.get_ref().header)?;
-        Ok(self.found(true))
+        let request = request.get_ref();
+        self.check(&request.header)?;
+        Ok(self.found(self.shared.regions.get(self.position(&request.region_key))))
     }
 
-    /// There is no region before the one that covers everything.
     async fn get_prev_region(
         &self,
         request: Request<pdpb::GetRegionRequest>,
     ) -> Reply<pdpb::GetRegionResponse> {
-        self.check(&request.get_ref().header)?;
-        Ok(self.found(false))
+        let request = request.get_ref();
+        self.check(&request.header)?;
+        let before = self.position(&request.region_key).checked_sub(1);
+        Ok(self.found(before.and_then(|before| self.shared.regions.get(before))))
     }
 
     async fn get_region_by_id(
@@ -199,7 +216,8 @@ impl Pd for StandalonePd {
         request: Request<pdpb::GetRegionByIdRequest>,
     ) -> Reply<pdpb::GetRegionResponse> {
         self.check(&request.get_ref().header)?;
-        Ok(self.found(request.get_ref().region_id == REGION_ID))
+        let wanted = request.get_ref().region_id;
+        Ok(self.found(self.shared.regions.iter().find(|region| region.id == wanted)))
     }
 
     async fn scan_regions(
@@ -208,13 +226,13 @@ impl Pd for StandalonePd {
     ) -> Reply<pdpb::ScanRegionsResponse> {
         let request = request.into_inner();
         self.check(&request.header)?;
-        let mut reply = pdpb::ScanRegionsResponse { header: self.header(), ..Default::default() };
-        if some_keys(&request.start_key, &request.end_key) {
-            reply.region_metas.push(region());
-            reply.leaders.push(peer());
-            reply.regions.push(whole_region());
-        }
-        Ok(Response::new(reply))
+        let found = self.scan(&request.start_key, &request.end_key, request.limit);
+        Ok(Response::new(pdpb::ScanRegionsResponse {
+            header: self.header(),
+            region_metas: found.to_vec(),
+            leaders: found.iter().filter_map(leader).collect(),
+            regions: found.iter().map(described).collect(),
+        }))
     }
 
     async fn batch_scan_regions(
@@ -223,8 +241,16 @@ impl Pd for StandalonePd {
     ) -> Reply<pdpb::BatchScanRegionsResponse> {
         let request = request.into_inner();
         self.check(&request.header)?;
-        let any = request.ranges.iter().any(|r| some_keys(&r.start_key, &r.end_key));
-        let regions = if any { vec![whole_region()] } else { Vec::new() };
+        let mut found: Vec<&metapb::Region> = Vec::new();
+        for range in &request.ranges {
+            // Ranges next to each other may share a region: it is listed once.
+            let last = found.last().map(|region| region.id);
+            let touched = self.scan(&range.start_key, &range.end_key, 0);
+            found.extend(touched.iter().filter(|region| Some(region.id) != last));
+        }
+        let limit = usize::try_from(request.limit).ok().filter(|limit| *limit > 0);
+        found.truncate(limit.unwrap_or(usize::MAX));
+        let regions = found.into_iter().map(described).collect();
         Ok(Response::new(pdpb::BatchScanRegionsResponse { header: self.header(), regions }))
     }
 

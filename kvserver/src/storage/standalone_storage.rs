@@ -1,4 +1,4 @@
-//! Storage without Raft: one engine, one region that covers everything, one store.
+//! Storage without Raft: one engine, one store, and the regions that a cluster starts with.
 //!
 //! Owns the committer thread, which writes all waiting requests as one synced batch: while the disk works, the
 //! next batch fills. A write is answered once it is durable and visible.
@@ -11,6 +11,7 @@ use std::thread::JoinHandle;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use kvproto::key::BoundaryForm;
 use kvproto::kvrpcpb::ApiVersion;
 use kvproto::metapb;
 use parking_lot::{Condvar, Mutex};
@@ -19,41 +20,32 @@ use super::store::{RaftIngress, Store};
 use super::{RegionContext, RegionSnapshot, Storage};
 use crate::engine::{Engine, EngineError, EngineStats, WriteBatch, WriteOptions};
 use crate::error::{RegionError, RegionResult};
+use crate::raftstore::bootstrap;
 use crate::raftstore::message::write_set::{self, Entry};
 use crate::raftstore::message::{Callback, WriteSet};
 use crate::raftstore::meta::region_view::{RegionMeta, RegionView, ViewRegistry};
 use crate::raftstore::meta::values::RegionStatus;
+use crate::raftstore::util::region;
 
 /// The only store.
 pub const STORE_ID: u64 = 1;
-/// The only region.
-pub const REGION_ID: u64 = 2;
-/// Its only peer.
-pub const PEER_ID: u64 = 3;
+/// Where the ids of regions and their only peers begin.
+const FIRST_ID: u64 = 2;
 
 /// Bytes that may wait for the committer.
 const QUEUE_BYTES_MAX: usize = 64 << 20;
 
-/// The region that covers everything.
-pub fn region() -> metapb::Region {
-    metapb::Region {
-        id: REGION_ID,
-        region_epoch: Some(metapb::RegionEpoch { conf_ver: 1, version: 1 }),
-        peers: vec![peer()],
-        ..Default::default()
-    }
-}
-
-/// The peer that always leads it.
-pub fn peer() -> metapb::Peer {
-    metapb::Peer { id: PEER_ID, store_id: STORE_ID, ..Default::default() }
+/// The regions, in key order. Each has one peer, which always leads it.
+pub fn regions(api: ApiVersion) -> Vec<metapb::Region> {
+    bootstrap::first_regions(api, FIRST_ID, STORE_ID)
 }
 
 /// The storage. Dropping it stops the committer.
 pub struct StandaloneStorage {
     engine: Arc<dyn Engine>,
     api: ApiVersion,
-    region: Arc<RegionMeta>,
+    /// Few, in key order.
+    regions: Vec<Arc<RegionMeta>>,
     queue: Arc<Queue>,
     committer: Mutex<Option<JoinHandle<()>>>,
 }
@@ -64,9 +56,16 @@ struct Queue {
     changed: Condvar,
 }
 
+/// A write that is not on disk yet.
+struct Waiting {
+    region_id: u64,
+    data: Bytes,
+    done: Callback<()>,
+}
+
 #[derive(Default)]
 struct State {
-    waiting: Vec<(Bytes, Callback<()>)>,
+    waiting: Vec<Waiting>,
     bytes: usize,
     closed: bool,
 }
@@ -77,35 +76,38 @@ impl StandaloneStorage {
     /// # Errors
     /// When the system gives no thread.
     pub fn start(engine: Arc<dyn Engine>, api: ApiVersion) -> std::io::Result<Arc<StandaloneStorage>> {
-        let region = Arc::new(RegionMeta { region: region(), start: Bytes::new(), end: Bytes::new() });
+        let form = BoundaryForm::of_raw(api);
+        let meta = |region| region::meta(region, form).map(Arc::new).map_err(std::io::Error::other);
+        let regions = regions(api).into_iter().map(meta).collect::<std::io::Result<_>>()?;
         let queue = Arc::new(Queue::default());
         let (thread_engine, thread_queue) = (engine.clone(), queue.clone());
         let committer = std::thread::Builder::new()
             .name("committer".into())
             .spawn(move || commit_loop(&*thread_engine, &thread_queue))?;
         let committer = Mutex::new(Some(committer));
-        Ok(Arc::new(StandaloneStorage { engine, api, region, queue, committer }))
+        Ok(Arc::new(StandaloneStorage { engine, api, regions, queue, committer }))
     }
 
-    /// Refuses requests that are meant for another store, region or state of the region.
-    fn check(&self, ctx: &RegionContext) -> RegionResult<()> {
+    /// The region that a request is meant for. Refuses those meant for another store or state of the region.
+    fn check(&self, ctx: &RegionContext) -> RegionResult<&Arc<RegionMeta>> {
         if ctx.store_id != 0 && ctx.store_id != STORE_ID {
             return Err(RegionError::StoreNotMatch { requested: ctx.store_id, actual: STORE_ID });
         }
-        if ctx.region_id != REGION_ID {
-            return Err(RegionError::RegionNotFound { region_id: ctx.region_id });
+        let found = self.regions.iter().find(|meta| meta.region.id == ctx.region_id);
+        let meta = found.ok_or(RegionError::RegionNotFound { region_id: ctx.region_id })?;
+        let actual = meta.region.peers.first().map_or(0, |peer| peer.id);
+        if ctx.peer_id != 0 && ctx.peer_id != actual {
+            return Err(RegionError::MismatchPeerId { requested: ctx.peer_id, actual });
         }
-        if ctx.peer_id != 0 && ctx.peer_id != PEER_ID {
-            return Err(RegionError::MismatchPeerId { requested: ctx.peer_id, actual: PEER_ID });
+        if ctx.version != meta.version() {
+            return Err(RegionError::EpochNotMatch { current: vec![meta.region.clone()] });
         }
-        if ctx.version != self.region.version() {
-            return Err(RegionError::EpochNotMatch { current: vec![self.region.region.clone()] });
-        }
-        Ok(())
+        Ok(meta)
     }
 
-    fn snapshot(&self) -> RegionSnapshot {
-        RegionSnapshot { snapshot: self.engine.snapshot(), region: self.region.clone() }
+    fn snapshot(&self, ctx: &RegionContext) -> RegionResult<RegionSnapshot> {
+        let region = self.check(ctx)?.clone();
+        Ok(RegionSnapshot { snapshot: self.engine.snapshot(), region })
     }
 
     /// Answers what waits, and stops. Later writes are refused.
@@ -128,29 +130,26 @@ impl Storage for StandaloneStorage {
     }
 
     fn region(&self, ctx: &RegionContext) -> RegionResult<Arc<RegionMeta>> {
-        self.check(ctx)?;
-        Ok(self.region.clone())
+        self.check(ctx).cloned()
     }
 
     fn lease_snapshot(&self, ctx: &RegionContext) -> RegionResult<Option<RegionSnapshot>> {
-        self.check(ctx)?;
-        Ok(Some(self.snapshot()))
+        self.snapshot(ctx).map(Some)
     }
 
     fn confirm(&self, ctx: &RegionContext, done: Callback<()>) {
-        done.call(self.check(ctx));
+        done.call(self.check(ctx).map(drop));
     }
 
     fn confirmed_snapshot(&self, ctx: &RegionContext) -> RegionResult<RegionSnapshot> {
-        self.check(ctx)?;
-        Ok(self.snapshot())
+        self.snapshot(ctx)
     }
 
     fn write(&self, ctx: &RegionContext, write: WriteSet, done: Callback<()>) {
-        if let Err(error) = self.check(ctx) {
-            return done.call(Err(error));
-        }
-        let data = write.seal(self.region.version());
+        let data = match self.check(ctx) {
+            Ok(meta) => write.seal(meta.version()),
+            Err(error) => return done.call(Err(error)),
+        };
         let mut state = self.queue.state.lock();
         let refused = if state.closed {
             Some("the store is stopping")
@@ -164,7 +163,7 @@ impl Storage for StandaloneStorage {
             return done.call(Err(RegionError::ServerIsBusy { reason: reason.into() }));
         }
         state.bytes += data.len();
-        state.waiting.push((data, done));
+        state.waiting.push(Waiting { region_id: ctx.region_id, data, done });
         if state.waiting.len() == 1 {
             self.queue.changed.notify_one();
         }
@@ -195,22 +194,21 @@ fn commit_loop(engine: &dyn Engine, queue: &Queue) {
     }
 }
 
-fn commit(engine: &dyn Engine, taken: &mut Vec<(Bytes, Callback<()>)>) {
+fn commit(engine: &dyn Engine, taken: &mut Vec<Waiting>) {
     let mut batch = WriteBatch::new();
     let mut callbacks = Vec::with_capacity(taken.len());
-    for (data, done) in taken.drain(..) {
+    for Waiting { region_id, data, done } in taken.drain(..) {
         match changes(&data, &mut batch) {
-            Ok(()) => callbacks.push(done),
-            Err(error) => done.call(Err(refused(&error))),
+            Ok(()) => callbacks.push((region_id, done)),
+            Err(error) => done.call(Err(refused(region_id, &error))),
         }
     }
     let result = engine.write(&batch, WriteOptions { sync: true, no_slowdown: false });
     if let Err(error) = &result {
         tracing::error!(%error, "{} writes failed", callbacks.len());
     }
-    let result = result.map_err(|error| refused(&error));
-    for done in callbacks {
-        done.call(result.clone());
+    for (region_id, done) in callbacks {
+        done.call(result.as_ref().map(|()| ()).map_err(|error| refused(region_id, error)));
     }
 }
 
@@ -227,10 +225,10 @@ fn changes(data: &Bytes, batch: &mut WriteBatch) -> Result<(), EngineError> {
 
 /// A write that the engine did not take. Nothing of it is visible, but bytes of it may have reached the log of
 /// a failing disk, so nobody can promise that a restart will not find them.
-fn refused(error: &EngineError) -> RegionError {
+fn refused(region_id: u64, error: &EngineError) -> RegionError {
     match error {
         EngineError::Stalled => RegionError::ServerIsBusy { reason: error.to_string() },
-        EngineError::Corrupt(_) => RegionError::Stopped { region_id: REGION_ID, reason: error.to_string() },
+        EngineError::Corrupt(_) => RegionError::Stopped { region_id, reason: error.to_string() },
         _ => RegionError::Undetermined(error.to_string()),
     }
 }
@@ -246,8 +244,11 @@ impl StandaloneStore {
     /// A store around a storage that was started.
     pub fn new(storage: Arc<StandaloneStorage>, cluster_id: u64) -> StandaloneStore {
         let views = Arc::new(ViewRegistry::default());
-        let view = RegionView::new(storage.region.clone(), peer(), Some(peer()), 1, true);
-        views.cell(REGION_ID).publish(Some(view));
+        for meta in &storage.regions {
+            let Some(peer) = meta.region.peers.first().copied() else { continue };
+            let view = RegionView::new(meta.clone(), peer, Some(peer), 1, true);
+            views.cell(meta.region.id).publish(Some(view));
+        }
         StandaloneStore { storage, cluster_id, views }
     }
 }
@@ -308,7 +309,7 @@ mod tests {
     use crate::engine::mem::MemEngine;
 
     fn ctx() -> RegionContext {
-        RegionContext { region_id: REGION_ID, version: 1, conf_ver: 1, ..Default::default() }
+        RegionContext { region_id: 4, version: 1, conf_ver: 1, ..Default::default() }
     }
 
     fn put(storage: &StandaloneStorage, ctx: &RegionContext, key: &[u8]) -> RegionResult<()> {
@@ -343,8 +344,23 @@ mod tests {
             RegionError::RegionNotFound { region_id: 9 }
         );
         let stale = refused(RegionContext { version: 0, ..ctx() });
-        assert_eq!(stale, RegionError::EpochNotMatch { current: vec![region()] });
+        assert_eq!(stale, RegionError::EpochNotMatch { current: vec![regions(ApiVersion::V2).remove(1)] });
         assert!(storage.lease_snapshot(&RegionContext { peer_id: 9, ..ctx() }).is_err());
+        assert!(storage.lease_snapshot(&RegionContext { peer_id: 5, ..ctx() }).is_ok());
+    }
+
+    #[test]
+    fn every_region_answers_for_its_own_range() {
+        let bounds = |api, region_id| {
+            let storage = StandaloneStorage::start(Arc::new(MemEngine::new()), api).unwrap();
+            let at = RegionContext { region_id, ..ctx() };
+            let meta = storage.confirmed_snapshot(&at).unwrap().region;
+            assert_eq!(storage.region(&at).unwrap().region.id, region_id);
+            (meta.start.clone(), meta.end.clone())
+        };
+        assert_eq!(bounds(ApiVersion::V1, 2), (Bytes::new(), Bytes::new()));
+        assert_eq!(bounds(ApiVersion::V2, 4), ("r\0\0\0".into(), "r\0\0\x01".into()));
+        assert_eq!(bounds(ApiVersion::V2, 10), ("x\0\0\x01".into(), Bytes::new()));
     }
 
     #[test]

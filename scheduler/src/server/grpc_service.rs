@@ -212,13 +212,16 @@ impl Pd for GrpcService {
     ) -> Result<Response<pdpb::BootstrapResponse>, Status> {
         let request = request.into_inner();
         self.check(request.header.as_ref())?;
-        let (store, region) = (request.store.unwrap_or_default(), request.region.unwrap_or_default());
+        let store = request.store.unwrap_or_default();
+        let mut regions = vec![request.region.unwrap_or_default()];
+        regions.extend(request.more_regions);
         let outcome = self
             .state
             .change(|cluster, ids, now_ms| {
-                let peers = region.peers.iter().map(|peer| peer.id);
-                check_issued(ids, [store.id, region.id].into_iter().chain(peers))?;
-                Ok(((), cluster.bootstrap(now_ms, store, region, request.traits)?))
+                let peers = regions.iter().flat_map(|region| &region.peers).map(|peer| peer.id);
+                let of_regions = regions.iter().map(|region| region.id).chain(peers);
+                check_issued(ids, std::iter::once(store.id).chain(of_regions))?;
+                Ok(((), cluster.bootstrap(now_ms, store, regions, request.traits)?))
             })
             .await;
         let (header, ()) = self.split(outcome)?;

@@ -19,7 +19,7 @@ pub struct FakeScheduler {
 #[derive(Default)]
 pub struct State {
     pub last_id: u64,
-    pub region: Option<metapb::Region>,
+    pub regions: Vec<metapb::Region>,
     pub traits: Option<pdpb::ClusterTraits>,
     pub stores: Vec<metapb::Store>,
     /// Pretend that another store is faster from now on.
@@ -51,26 +51,25 @@ impl SchedulerClient for FakeScheduler {
     }
 
     fn is_bootstrapped(&self) -> BoxFuture<'_, Result<bool>> {
-        async move { Ok(self.state.lock().region.is_some()) }.boxed()
+        async move { Ok(!self.state.lock().regions.is_empty()) }.boxed()
     }
 
     fn bootstrap(
         &self,
         store: metapb::Store,
-        region: metapb::Region,
+        regions: Vec<metapb::Region>,
         traits: pdpb::ClusterTraits,
     ) -> BoxFuture<'_, Result<Bootstrap>> {
         let mut state = self.state.lock();
         if state.rival {
-            state.region = Some(bootstrap::first_region(900, 901, 902));
+            state.regions = vec![bootstrap::first_region(900, 901, 902)];
         }
-        let result = match state.region {
-            Some(_) => Bootstrap::Exists,
-            None => {
-                (state.region, state.traits) = (Some(region), Some(traits));
-                state.stores.push(store);
-                Bootstrap::Created
-            }
+        let result = if state.regions.is_empty() {
+            (state.regions, state.traits) = (regions, Some(traits));
+            state.stores.push(store);
+            Bootstrap::Created
+        } else {
+            Bootstrap::Exists
         };
         async move { Ok(result) }.boxed()
     }
@@ -97,7 +96,7 @@ impl SchedulerClient for FakeScheduler {
     }
 
     fn region(&self, region_id: u64) -> BoxFuture<'_, Result<Option<metapb::Region>>> {
-        async move { Ok(self.state.lock().region.clone().filter(|r| r.id == region_id)) }.boxed()
+        async move { Ok(self.state.lock().regions.iter().find(|r| r.id == region_id).cloned()) }.boxed()
     }
 
     fn store_heartbeat(&self, _: pdpb::StoreStats) -> BoxFuture<'_, Result<()>> {

@@ -29,10 +29,10 @@ impl SchedulerClient for kvclient::SchedulerClient {
     fn bootstrap(
         &self,
         store: metapb::Store,
-        region: metapb::Region,
+        regions: Vec<metapb::Region>,
         traits: pdpb::ClusterTraits,
     ) -> BoxFuture<'_, Result<Bootstrap>> {
-        let attempt = kvclient::SchedulerClient::bootstrap(self, store, region, traits);
+        let attempt = kvclient::SchedulerClient::bootstrap(self, store, regions, traits);
         async move {
             match attempt.await {
                 Ok(()) => Ok(Bootstrap::Created),

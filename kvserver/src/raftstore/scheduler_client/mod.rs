@@ -17,7 +17,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 /// How an attempt to create the cluster ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bootstrap {
-    /// The cluster now has this store and this region.
+    /// The cluster now has this store and these regions.
     Created,
     /// The cluster exists already: another store was first, or an earlier attempt of this one.
     Exists,
@@ -40,11 +40,11 @@ pub trait SchedulerClient: Send + Sync + 'static {
     /// Whether a first store has joined.
     fn is_bootstrapped(&self) -> BoxFuture<'_, Result<bool>>;
 
-    /// Creates the cluster with its first store and region.
+    /// Creates the cluster with its first store and regions, which tile the key space.
     fn bootstrap(
         &self,
         store: metapb::Store,
-        region: metapb::Region,
+        regions: Vec<metapb::Region>,
         traits: pdpb::ClusterTraits,
     ) -> BoxFuture<'_, Result<Bootstrap>>;
 

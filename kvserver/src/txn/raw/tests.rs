@@ -8,7 +8,7 @@ use kvproto::kvrpcpb::ApiVersion;
 use super::*;
 use crate::engine::Engine;
 use crate::engine::mem::MemEngine;
-use crate::storage::standalone_storage::{REGION_ID, StandaloneStorage};
+use crate::storage::standalone_storage::StandaloneStorage;
 
 fn block_on<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
@@ -30,7 +30,7 @@ fn raw(api: ApiVersion) -> Raw {
 }
 
 fn at(now: u64) -> Call {
-    let ctx = RegionContext { region_id: REGION_ID, version: 1, conf_ver: 1, ..Default::default() };
+    let ctx = RegionContext { region_id: 2, version: 1, conf_ver: 1, ..Default::default() };
     Call { ctx, api: ApiVersion::V1, now }
 }
 
