@@ -158,7 +158,7 @@ fn three_stores_show_what_they_hold() {
     assert_eq!((&shown["health"], &shown["api"]), (&"healthy".into(), &"v2".into()), "{shown}");
     assert_eq!((&shown["stores_up"], &shown["max_replicas"]), (&3.into(), &3.into()));
     let stores = cluster.json(&["store", "list"]);
-    assert!(stores.as_array().unwrap().iter().all(|store| store["peers"] == 1), "{stores}");
+    assert!(stores.as_array().unwrap().iter().all(|store| store["peers"] == 5), "{stores}");
     let id = stores[0]["id"].to_string();
     assert_eq!(cluster.json(&["store", "show", &id])["address"], stores[0]["address"]);
     assert_eq!(code(&cluster.kvctl(&["store", "show", "999999"])), 3);
@@ -166,7 +166,7 @@ fn three_stores_show_what_they_hold() {
     assert_eq!(regions[0]["peers"].as_array().unwrap().len(), 3, "{regions}");
     let id = regions[0]["id"].to_string();
     assert_eq!(cluster.json(&["region", "show", &id])["id"], regions[0]["id"]);
-    assert_eq!(cluster.json(&["region", "key", "apple"])["id"], regions[0]["id"]);
+    assert_eq!(cluster.json(&["region", "key", "apple"])["id"], regions[1]["id"], "DEFAULT's own region");
     assert_eq!(code(&cluster.kvctl(&["region", "show", "999999"])), 3);
     assert_eq!(cluster.stop(), Some(0));
 }
