@@ -126,7 +126,8 @@ impl World {
     /// Lets messages leave the store.
     pub fn send_all(&mut self, store: usize, messages: &mut Vec<PeerMessage>) {
         for message in messages.drain(..) {
-            if self.breakage != Breakage::LostEntries {
+            // What a peer promised before it was removed was true then; its log is gone since.
+            if self.breakage != Breakage::LostEntries && self.is_here(store, &message) {
                 let s = &self.stores[store];
                 let snapshot = s.snapshot_index.get(&message.region_id).copied().unwrap_or(0);
                 let verdict = log::check(store, &message, s.log.on_disk(message.region_id), snapshot);
@@ -134,6 +135,13 @@ impl World {
             }
             self.send(store, message);
         }
+    }
+
+    /// Whether the sender of a message is still a peer of its store.
+    fn is_here(&self, store: usize, message: &PeerMessage) -> bool {
+        let process = self.stores[store].process.as_ref();
+        let view = process.and_then(|p| p.views.get(message.region_id));
+        view.is_some_and(|(_, view)| view.peer.id == message.from.id)
     }
 
     fn send(&mut self, from: usize, message: PeerMessage) {
