@@ -163,7 +163,7 @@ pub fn word_positions<'a>(code: &'a str, word: &'a str) -> impl Iterator<Item = 
     positions(code, word).filter(move |at| {
         let end = at + word.len();
         let last_is_word = word.as_bytes().last().is_some_and(|byte| is_word(*byte));
-        !follows_word(bytes, *at) && !(last_is_word && bytes.get(end).is_some_and(|byte| is_word(*byte)))
+        !(follows_word(bytes, *at) || last_is_word && bytes.get(end).is_some_and(|byte| is_word(*byte)))
     })
 }
 

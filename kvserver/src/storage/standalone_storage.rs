@@ -208,7 +208,7 @@ fn commit(engine: &dyn Engine, taken: &mut Vec<Waiting>) {
         tracing::error!(%error, "{} writes failed", callbacks.len());
     }
     for (region_id, done) in callbacks {
-        done.call(result.as_ref().map(|()| ()).map_err(|error| refused(region_id, error)));
+        done.call(result.as_ref().copied().map_err(|error| refused(region_id, error)));
     }
 }
 
