@@ -48,5 +48,7 @@ else
     step tests cargo test --locked --workspace --all-targets --no-fail-fast
 fi
 step examples cargo test --locked --workspace --doc
-step simulator cargo run --locked -q -p integration --bin sim -- swarm --seeds "${SEEDS:-200}" --events "${EVENTS:-20000}"
+sim() { cargo run --locked -q -p integration --bin sim -- "$@"; }
+step regressions sim regressions
+step simulator sim swarm --seeds "${SEEDS:-200}" --events "${EVENTS:-20000}" --twice 10
 finish

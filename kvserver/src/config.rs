@@ -370,7 +370,7 @@ impl Config {
         }
     }
 
-    /// What the core of the raftstore needs to know. `seed` is the store's id.
+    /// What the core of the raftstore needs to know. `seed` is the cluster's id.
     pub fn raft(&self, seed: u64) -> RaftConfig {
         let r = &self.raftstore;
         let tick_ms = r.raft_base_tick_interval.as_millis();

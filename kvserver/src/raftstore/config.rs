@@ -11,7 +11,7 @@ pub struct RaftConfig {
     pub heartbeat_ticks: usize,
     /// Shortest election timeout; timeouts are drawn from `[n, 2n)`.
     pub election_ticks: usize,
-    /// Seed of the election timeouts; the store's id unless a simulation says otherwise.
+    /// Seed of the election timeouts: the same on every store of a cluster, so that no two members of a region draw alike.
     pub seed: u64,
     /// Entries above this size are refused, bytes.
     pub entry_max_bytes: u64,

@@ -72,6 +72,10 @@ impl Shard {
         for found in found.into_iter().filter(|f| f.state.state() == PeerState::Normal) {
             shard.load_peer(found, out)?;
         }
+        // A voter that has no data yet is known by its log alone; it too may have answered for a lease.
+        if shard.ctx.log.regions()?.iter().any(|region_id| !shard.peers.contains_key(region_id)) {
+            shard.keep_quiet();
+        }
         Ok(shard)
     }
 
@@ -97,13 +101,18 @@ impl Shard {
             }
             peer.fix_election_timeout(&self.ctx);
         } else {
-            let c = &self.ctx.config;
-            self.quiet_until = self.ctx.now.plus_ms(c.election_ticks as u64 * c.tick_ms);
+            self.keep_quiet();
         }
         self.ticker.add(region_id, self.ctx.now);
         self.peers.insert(region_id, peer);
         self.mark(region_id);
         Ok(())
+    }
+
+    /// For one election minimum: no votes, no campaigns.
+    fn keep_quiet(&mut self) {
+        let c = &self.ctx.config;
+        self.quiet_until = self.ctx.now.plus_ms(c.election_ticks as u64 * c.tick_ms);
     }
 
     fn mark(&mut self, region_id: u64) {

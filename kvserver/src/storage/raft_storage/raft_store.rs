@@ -91,7 +91,7 @@ impl RaftStore {
         let recovering = regions.clone();
         let found = blocking(move || Ok(recovery::recover(&recovering)?)).await?;
         let found = joining.join(&ident, found).await?;
-        raft.seed = ident.store_id;
+        raft.seed = ident.cluster_id;
         let parts = Parts { disk, scheduler, raft, ident, regions, found, fatal };
         parts.run(config)
     }
