@@ -72,7 +72,8 @@ impl From<RawError> for Failure {
             }
             RawError::Engine(error) => {
                 tracing::error!(%error, "a request failed in the storage engine");
-                Failure::Request(error.to_string())
+                // Not the request's fault but this store's: another leader may do better.
+                Failure::Region(Box::new(errorpb::Error { message: error.to_string(), ..Default::default() }))
             }
             error => Failure::Request(error.to_string()),
         }
@@ -230,6 +231,9 @@ mod tests {
 
     #[test]
     fn a_stalled_engine_is_a_busy_server() {
+        let broken = EngineError::Io("the disk said no".into());
+        let Failure::Region(error) = RawError::Engine(broken).into() else { panic!("blamed on the request") };
+        assert!(error.message.contains("the disk said no"));
         let Failure::Region(error) = RawError::Engine(EngineError::Stalled).into() else { panic!() };
         assert!(error.server_is_busy.is_some());
     }
