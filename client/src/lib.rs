@@ -48,6 +48,7 @@ mod region_heartbeats;
 mod request;
 mod scheduler_client;
 mod scheduler_conn;
+mod scheduler_placement;
 mod store_pool;
 mod tso_batcher;
 

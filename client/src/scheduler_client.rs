@@ -68,8 +68,8 @@ pub struct ClusterConfig {
 /// A connection to the scheduler. Cheap to clone; clones share the connection.
 #[derive(Clone)]
 pub struct SchedulerClient {
-    inner: Arc<Inner>,
-    timeout: Duration,
+    pub(crate) inner: Arc<Inner>,
+    pub(crate) timeout: Duration,
 }
 
 impl SchedulerClient {

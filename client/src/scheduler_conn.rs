@@ -292,11 +292,13 @@ macro_rules! replies {
 replies!(
     GetMembersResponse,
     IsBootstrappedResponse,
+    AskBatchSplitResponse,
     BootstrapResponse,
     AllocIdResponse,
     PutStoreResponse,
     GetStoreResponse,
     GetAllStoresResponse,
+    ReportBatchSplitResponse,
     StoreHeartbeatResponse,
     GetRegionResponse,
     ScanRegionsResponse,

@@ -10,6 +10,8 @@
 //! - a refused input changes nothing;
 //! - a region has at most one operator, and commands are only about what the region's last heartbeat shows.
 
+mod split;
+
 use std::collections::BTreeSet;
 
 use kvproto::{keyspacepb, metapb, pdpb};
@@ -26,6 +28,8 @@ use crate::schedule::checker::Obstacle;
 use crate::schedule::operator::Operator;
 use crate::schedule::operator_controller::OperatorEvent;
 use crate::schedule::{RegionCommand, ScheduleConfig};
+
+pub use split::SPLIT_COUNT_MAX;
 
 /// Regions that a cluster may start with: many more than any layout needs.
 const FIRST_REGIONS_MAX: usize = 256;
@@ -244,17 +248,24 @@ impl Cluster {
             return Err(ClusterError::UnknownStore(id));
         }
         let id = region.id();
-        let change = self.basic.put_region(region)?;
         let mut out = Output::default();
+        self.take_in(region, &mut out)?;
+        self.coordinator.drive(id, &self.basic, &self.config, now_ms, ids, &mut out);
+        Ok(out)
+    }
+
+    /// Takes in a description of a region unless it is stale.
+    fn take_in(&mut self, region: RegionInfo, out: &mut Output) -> Result<(), ClusterError> {
+        let id = region.id();
+        let change = self.basic.put_region(region)?;
         for gone in change.gone {
             out.writes.push(MetaWrite::RegionGone(gone));
-            self.coordinator.region_gone(gone, &mut out);
+            self.coordinator.region_gone(gone, out);
         }
         if change.meta_changed {
             out.writes.extend(self.basic.regions().get(id).map(|r| MetaWrite::Region(r.meta.clone())));
         }
-        self.coordinator.drive(id, &self.basic, &self.config, now_ms, ids, &mut out);
-        Ok(out)
+        Ok(())
     }
 
     /// Begins to remove a store: its peers move away, then it becomes a tombstone.

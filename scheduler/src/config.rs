@@ -74,6 +74,10 @@ pub struct ScheduleSection {
     pub max_snapshot_count: u32,
     /// The used share of a store's space above which it gets no new replicas, unless 8 GiB are free all the same.
     pub low_space_ratio: f64,
+    /// Nothing is moved, replaced or split.
+    pub halt_scheduling: bool,
+    /// Whether stores may split regions.
+    pub enable_tikv_split_region: bool,
 }
 
 impl Default for Config {
@@ -112,6 +116,8 @@ impl Default for ScheduleSection {
             replica_schedule_limit: core.operators_max,
             max_snapshot_count: core.snapshots_max,
             low_space_ratio: core.low_space_ratio,
+            halt_scheduling: core.halt_scheduling,
+            enable_tikv_split_region: core.splits_enabled,
         }
     }
 }
@@ -203,6 +209,8 @@ impl Config {
             operators_max: self.schedule.replica_schedule_limit,
             snapshots_max: self.schedule.max_snapshot_count,
             low_space_ratio: self.schedule.low_space_ratio,
+            halt_scheduling: self.schedule.halt_scheduling,
+            splits_enabled: self.schedule.enable_tikv_split_region,
             ..ScheduleConfig::default()
         }
     }

@@ -120,6 +120,9 @@ impl Coordinator {
             self.set_waiting(region_id, None);
             return;
         };
+        if config.halt_scheduling {
+            return;
+        }
         let view = View { cluster: basic, operators: &self.operators, config, now_ms };
         match replica_checker::check(&view, region, ids) {
             Verdict::Healthy => self.set_waiting(region_id, None),

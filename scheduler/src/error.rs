@@ -40,6 +40,12 @@ pub enum ClusterError {
     InvalidRegion(#[from] InvalidRegion),
     #[error(transparent)]
     Stale(#[from] Stale),
+    #[error("region {0} is not known: ask again when its leader has reported")]
+    UnknownRegion(u64),
+    #[error("region {region_id} cannot be split now: {reason}")]
+    SplitRefused { region_id: u64, reason: String },
+    #[error("invalid report of a split: {0}")]
+    InvalidSplit(String),
     #[error("regions do not cover the whole of the requested key range")]
     RangeHasGaps,
     #[error("keyspace {0} does not exist")]
@@ -57,14 +63,17 @@ impl ClusterError {
             ClusterError::DuplicateAddress { .. } => ErrorType::DuplicatedEntry,
             ClusterError::TraitsDiffer { .. } => ErrorType::IncompatibleVersion,
             ClusterError::UnknownKeyspace(_) => ErrorType::EntryNotFound,
+            ClusterError::UnknownRegion(_) => ErrorType::RegionNotFound,
             ClusterError::RangeHasGaps => ErrorType::RegionsNotContainAllKeyRange,
             ClusterError::InvalidBootstrap(_)
             | ClusterError::InvalidStore(_)
             | ClusterError::ForeignId(_)
+            | ClusterError::InvalidSplit(_)
             | ClusterError::InvalidRegion(_) => ErrorType::InvalidValue,
-            ClusterError::UnknownStore(_) | ClusterError::TooFewStores { .. } | ClusterError::Stale(_) => {
-                ErrorType::Unknown
-            }
+            ClusterError::UnknownStore(_)
+            | ClusterError::TooFewStores { .. }
+            | ClusterError::SplitRefused { .. }
+            | ClusterError::Stale(_) => ErrorType::Unknown,
         }
     }
 

@@ -22,6 +22,10 @@ type List = String;
 enum Command {
     /// Starts anew with other limits.
     Config {
+        #[arg(key, optional)]
+        halt_scheduling: bool,
+        #[arg(key)]
+        splits_enabled: Option<bool>,
         #[arg(key)]
         max_replicas: Option<usize>,
         #[arg(key)]
@@ -85,6 +89,27 @@ enum Command {
         #[arg(key, optional)]
         pending: bool,
     },
+    /// Asks whether the region may be split into `count` more, with its epoch or with another version.
+    AskSplit {
+        id: u64,
+        #[arg(key)]
+        count: u32,
+        #[arg(key)]
+        version: Option<u64>,
+    },
+    /// Splits a region at keys, with slashes between; the new regions `into` are cut off its left. `silent=true`
+    /// leaves out the report of the split.
+    Split {
+        id: u64,
+        #[arg(key)]
+        at: String,
+        #[arg(key)]
+        into: List,
+        #[arg(key, optional)]
+        silent: bool,
+    },
+    /// Sends the report that the last silent split left out.
+    LateReport,
     /// Obeys until the region has no operator.
     Settle { id: u64 },
     /// Begins to remove a store.
@@ -132,6 +157,8 @@ struct Runner {
     ids: Ids,
     now_ms: u64,
     regions: BTreeMap<u64, ModelRegion>,
+    /// What the last silent split made.
+    unreported: Vec<metapb::Region>,
 }
 
 const GIB: u64 = 1 << 30;
@@ -143,6 +170,7 @@ impl Default for Runner {
             ids: Ids { next: 1000, are_available: true },
             now_ms: 1_000_000,
             regions: BTreeMap::new(),
+            unreported: Vec::new(),
         }
     }
 }
@@ -263,6 +291,52 @@ impl Runner {
         self.report(*id)
     }
 
+    fn ask_split(&mut self, id: u64, count: u32, version: Option<u64>) -> Outcome {
+        let mut meta = self.regions.get(&id).map_or_else(
+            || metapb::Region { id, peers: vec![metapb::Peer::default()], ..Default::default() },
+            |region| region.meta.clone(),
+        );
+        if let (Some(version), Some(epoch)) = (version, meta.region_epoch.as_mut()) {
+            epoch.version = version;
+        }
+        let each = self.cluster.check_split(&meta, count)?;
+        Ok(format!("{each} ids for each new region\n"))
+    }
+
+    fn split(&mut self, id: u64, at: &str, into: &str, is_silent: bool) -> Outcome {
+        let parent = self.regions.get(&id).ok_or("no such region in the script")?.clone();
+        let keys: Vec<&str> = at.split('/').collect();
+        let new_ids = into.split('/').map(str::parse).collect::<Result<Vec<u64>, _>>()?;
+        let mut start = parent.meta.start_key.clone();
+        let mut made = Vec::new();
+        for (part, end) in new_ids.iter().zip(&keys) {
+            let mut region = parent.clone();
+            region.meta.id = *part;
+            region.meta.start_key = std::mem::replace(&mut start, end.to_string().into());
+            region.meta.end_key = start.clone();
+            region.meta.peers.iter_mut().for_each(|peer| peer.id = part * 10 + peer.store_id);
+            made.push(region);
+        }
+        let mut rest = parent;
+        rest.meta.start_key = start;
+        made.push(rest);
+        for region in &mut made {
+            region.meta.region_epoch.as_mut().ok_or("no epoch")?.version += keys.len() as u64;
+            self.regions.insert(region.meta.id, region.clone());
+        }
+        let metas = made.into_iter().map(|region| region.meta).collect();
+        if is_silent {
+            self.unreported = metas;
+            return Ok(String::new());
+        }
+        self.report_split(metas)
+    }
+
+    fn report_split(&mut self, regions: Vec<metapb::Region>) -> Outcome {
+        let out = self.cluster.report_split(self.now_ms, regions, &mut self.ids)?;
+        Ok(self.print(out))
+    }
+
     fn print(&mut self, out: Output) -> String {
         let mut text = String::new();
         for write in &out.writes {
@@ -364,9 +438,11 @@ impl goldenscript::Runner for Runner {
 
     fn run(&mut self, command: &Command, _: &goldenscript::Context) -> Outcome {
         match command {
-            Command::Config { max_replicas, operators_max } => {
+            Command::Config { halt_scheduling, splits_enabled, max_replicas, operators_max } => {
                 let defaults = ScheduleConfig::default();
                 let config = ScheduleConfig {
+                    halt_scheduling: *halt_scheduling,
+                    splits_enabled: splits_enabled.unwrap_or(defaults.splits_enabled),
                     max_replicas: max_replicas.unwrap_or(defaults.max_replicas),
                     operators_max: operators_max.unwrap_or(defaults.operators_max),
                     ..defaults
@@ -406,6 +482,12 @@ impl goldenscript::Runner for Runner {
                 self.report(*id)
             }
             Command::Obey { id, pending } => self.obey(*id, *pending),
+            Command::AskSplit { id, count, version } => self.ask_split(*id, *count, *version),
+            Command::Split { id, at, into, silent } => self.split(*id, at, into, *silent),
+            Command::LateReport => {
+                let regions = std::mem::take(&mut self.unreported);
+                self.report_split(regions)
+            }
             Command::Settle { id } => self.settle(*id),
             Command::Remove { store } => {
                 let out = self.cluster.remove_store(self.now_ms, *store, &mut self.ids)?;
@@ -466,4 +548,9 @@ fn operator() {
 #[test]
 fn cluster() {
     run_all("cluster");
+}
+
+#[test]
+fn split() {
+    run_all("split");
 }

@@ -355,6 +355,54 @@ async fn a_store_with_other_settings_than_the_first_is_refused() {
 }
 
 #[tokio::test]
+async fn splits_get_fresh_ids_and_their_reports_are_seen_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(config(dir.path())).await.unwrap();
+    let mut client = Client::of(&server).await;
+    client.bootstrap(None).await;
+    let mut region = client.region(b"").await.region.unwrap();
+    let ask = |client: &Client, region: &metapb::Region, split_count| pdpb::AskBatchSplitRequest {
+        header: client.header(),
+        region: Some(region.clone()),
+        split_count,
+        reason: pdpb::SplitReason::Admin as i32,
+    };
+    let mut ids = Vec::new();
+    // More than one window of ids.
+    for count in [2, 600] {
+        let request = ask(&client, &region, count);
+        let answer = client.pd.ask_batch_split(request).await.unwrap().into_inner();
+        assert_eq!(answer.ids.len(), count as usize);
+        assert!(answer.ids.iter().all(|split| split.new_peer_ids.len() == 1));
+        ids.extend(answer.ids.iter().flat_map(|split| [split.new_region_id, split.new_peer_ids[0]]));
+    }
+    ids.push(client.alloc_id(1).await);
+    assert!(ids.is_sorted() && ids.windows(2).all(|pair| pair[0] < pair[1]) && ids[0] > 20);
+
+    region.region_epoch = Some(metapb::RegionEpoch { conf_ver: 1, version: 2 });
+    let left = metapb::Region {
+        id: ids[0],
+        end_key: "m".into(),
+        peers: vec![metapb::Peer { id: ids[1], store_id: 1, ..Default::default() }],
+        ..region.clone()
+    };
+    region.start_key = "m".into();
+    let regions = vec![left.clone(), region.clone()];
+    let report = pdpb::ReportBatchSplitRequest { header: client.header(), regions };
+    let answer = client.pd.report_batch_split(report).await.unwrap().into_inner();
+    assert_eq!(error_type(answer.header), pdpb::ErrorType::Ok);
+    assert_eq!(client.region(b"a").await.region, Some(left));
+    assert_eq!(client.region(b"m").await.region, Some(region.clone()));
+
+    let mut old = region.clone();
+    old.region_epoch = Some(metapb::RegionEpoch { conf_ver: 1, version: 1 });
+    let request = ask(&client, &old, 1);
+    let refused = client.pd.ask_batch_split(request).await.unwrap().into_inner();
+    assert_eq!((error_type(refused.header), refused.ids.len()), (pdpb::ErrorType::Unknown, 0));
+    server.shutdown().await;
+}
+
+#[tokio::test]
 async fn keyspaces_health_and_modes_are_served() {
     let server = Server::start(Config { in_memory: true, ..config("unused".as_ref()) }).await.unwrap();
     let mut client = Client::of(&server).await;

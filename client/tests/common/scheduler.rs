@@ -260,6 +260,10 @@ impl Pd for Member {
         store_heartbeat: StoreHeartbeatRequest => StoreHeartbeatResponse;
         scan_regions: ScanRegionsRequest => ScanRegionsResponse;
         batch_scan_regions: BatchScanRegionsRequest => BatchScanRegionsResponse;
+        ask_split: AskSplitRequest => AskSplitResponse;
+        report_split: ReportSplitRequest => ReportSplitResponse;
+        ask_batch_split: AskBatchSplitRequest => AskBatchSplitResponse;
+        report_batch_split: ReportBatchSplitRequest => ReportBatchSplitResponse;
         get_cluster_info: GetClusterInfoRequest => GetClusterInfoResponse;
     }
 }

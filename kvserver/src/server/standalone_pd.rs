@@ -316,6 +316,28 @@ impl Pd for StandalonePd {
         self.store_only()
     }
 
+    async fn ask_split(&self, _: Request<pdpb::AskSplitRequest>) -> Reply<pdpb::AskSplitResponse> {
+        self.store_only()
+    }
+
+    async fn report_split(&self, _: Request<pdpb::ReportSplitRequest>) -> Reply<pdpb::ReportSplitResponse> {
+        self.store_only()
+    }
+
+    async fn ask_batch_split(
+        &self,
+        _: Request<pdpb::AskBatchSplitRequest>,
+    ) -> Reply<pdpb::AskBatchSplitResponse> {
+        self.store_only()
+    }
+
+    async fn report_batch_split(
+        &self,
+        _: Request<pdpb::ReportBatchSplitRequest>,
+    ) -> Reply<pdpb::ReportBatchSplitResponse> {
+        self.store_only()
+    }
+
     type RegionHeartbeatStream = BoxStream<'static, Result<pdpb::RegionHeartbeatResponse, Status>>;
 
     async fn region_heartbeat(

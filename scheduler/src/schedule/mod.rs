@@ -32,6 +32,10 @@ pub struct ScheduleConfig {
     pub slow_step_ms: u64,
     /// How long to wait before the command of an unfinished step is sent again.
     pub resend_ms: u64,
+    /// Nothing is moved or split: for the time of an operation on the whole cluster.
+    pub halt_scheduling: bool,
+    /// Whether stores may split regions.
+    pub splits_enabled: bool,
 }
 
 impl Default for ScheduleConfig {
@@ -45,6 +49,8 @@ impl Default for ScheduleConfig {
             fast_step_ms: 60_000,
             slow_step_ms: 10 * 60_000,
             resend_ms: 500,
+            halt_scheduling: false,
+            splits_enabled: true,
         }
     }
 }

@@ -30,7 +30,7 @@ const SCAN_CHUNK: usize = 1024;
 /// See the module.
 #[derive(Clone)]
 pub struct GrpcService {
-    state: Arc<State>,
+    pub(super) state: Arc<State>,
 }
 
 /// Refuses a request that is meant for another cluster.
@@ -87,13 +87,13 @@ impl GrpcService {
     }
 
     #[allow(clippy::result_large_err, reason = "Status is what tonic wants")]
-    fn check(&self, header: Option<&pdpb::RequestHeader>) -> Result<(), Status> {
+    pub(super) fn check(&self, header: Option<&pdpb::RequestHeader>) -> Result<(), Status> {
         check_cluster(self.state.cluster_id(), header)
     }
 
     /// The header of an answer, and its body when there is one.
     #[allow(clippy::result_large_err, reason = "Status is what tonic wants")]
-    fn split<T: Default>(
+    pub(super) fn split<T: Default>(
         &self,
         outcome: Result<T, ChangeError>,
     ) -> Result<(Option<pdpb::ResponseHeader>, T), Status> {
@@ -379,6 +379,34 @@ impl Pd for GrpcService {
         self.check(request.header.as_ref())?;
         let (header, regions) = self.split(self.batch_scan(&request).map_err(ChangeError::Cluster))?;
         Ok(Response::new(pdpb::BatchScanRegionsResponse { header, regions }))
+    }
+
+    async fn ask_split(
+        &self,
+        request: Request<pdpb::AskSplitRequest>,
+    ) -> Result<Response<pdpb::AskSplitResponse>, Status> {
+        self.ask_one_split(request.into_inner()).await
+    }
+
+    async fn report_split(
+        &self,
+        request: Request<pdpb::ReportSplitRequest>,
+    ) -> Result<Response<pdpb::ReportSplitResponse>, Status> {
+        self.take_split_in_two(request.into_inner()).await
+    }
+
+    async fn ask_batch_split(
+        &self,
+        request: Request<pdpb::AskBatchSplitRequest>,
+    ) -> Result<Response<pdpb::AskBatchSplitResponse>, Status> {
+        self.ask_many_splits(request.into_inner()).await
+    }
+
+    async fn report_batch_split(
+        &self,
+        request: Request<pdpb::ReportBatchSplitRequest>,
+    ) -> Result<Response<pdpb::ReportBatchSplitResponse>, Status> {
+        self.take_split(request.into_inner()).await
     }
 
     async fn get_cluster_config(

@@ -11,6 +11,7 @@ mod http_json;
 mod listener;
 pub(crate) mod meta_writer;
 mod metrics;
+mod split_service;
 pub(crate) mod state;
 
 use std::hash::{BuildHasher, Hasher};

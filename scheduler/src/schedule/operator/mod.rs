@@ -75,6 +75,11 @@ impl Operator {
         &self.steps[self.current..]
     }
 
+    /// Whether a step that is left adds, promotes or removes a peer.
+    pub fn changes_members(&self) -> bool {
+        self.steps_left().iter().any(Step::changes_members)
+    }
+
     /// All steps as text.
     pub fn describe(&self) -> String {
         let steps: Vec<String> = self.steps.iter().map(Step::to_string).collect();

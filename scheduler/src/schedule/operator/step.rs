@@ -61,6 +61,14 @@ impl Step {
         }
     }
 
+    /// Whether the step adds, promotes or removes a peer.
+    pub fn changes_members(&self) -> bool {
+        match self {
+            Step::AddLearner { .. } | Step::PromoteLearner { .. } | Step::RemovePeer { .. } => true,
+            Step::TransferLeader { .. } => false,
+        }
+    }
+
     /// By how much the step has raised the region's conf_ver so far.
     pub fn conf_ver_delta(&self, region: &RegionInfo) -> u64 {
         let done = match *self {
