@@ -17,8 +17,8 @@ use parking_lot::Mutex;
 use super::log_store::UNSYNCED_MAX;
 use super::mem_tree::Tree;
 use super::{
-    Cf, Engine, EngineError, EngineStats, Iter, IterOptions, Op, ReadTier, Result, Snapshot, SortedFile,
-    WriteBatch, WriteOptions,
+    Cf, Engine, EngineError, EngineStats, Iter, IterOptions, Op, RangeEstimate, ReadTier, Result, Snapshot,
+    SortedFile, WriteBatch, WriteOptions,
 };
 
 type Families = [Tree; Cf::ALL.len()];
@@ -159,9 +159,10 @@ impl Engine for MemEngine {
         Ok(())
     }
 
-    fn approximate_size(&self, cf: Cf, start: &[u8], end: &[u8]) -> Result<u64> {
+    fn estimate(&self, cf: Cf, start: &[u8], end: &[u8]) -> Result<RangeEstimate> {
         let tree = self.state.lock().now[cf as usize].clone();
-        Ok(tree.range(start, end).bytes())
+        let range = tree.range(start, end);
+        Ok(RangeEstimate { bytes: range.bytes(), keys: range.len(), ..RangeEstimate::default() })
     }
 
     fn stalled(&self) -> bool {

@@ -12,8 +12,8 @@ use bytes::Bytes;
 use super::mem::MemEngine;
 use super::rocks::RocksEngine;
 use super::{
-    Cf, Engine, EngineConfig, EngineError, EngineStats, Iter, IterOptions, ReadTier, Result, Snapshot,
-    SortedFile, WriteBatch, WriteOptions,
+    Cf, Engine, EngineConfig, EngineError, EngineStats, Iter, IterOptions, RangeEstimate, ReadTier, Result,
+    Snapshot, SortedFile, WriteBatch, WriteOptions,
 };
 
 /// RocksDB and memory in step. Panics, being a test tool, where they differ.
@@ -80,8 +80,8 @@ impl Engine for MirrorEngine {
         same(self.rocks.clear_range(cf, start, end), self.mem.clear_range(cf, start, end))
     }
 
-    fn approximate_size(&self, cf: Cf, start: &[u8], end: &[u8]) -> Result<u64> {
-        self.rocks.approximate_size(cf, start, end)
+    fn estimate(&self, cf: Cf, start: &[u8], end: &[u8]) -> Result<RangeEstimate> {
+        self.rocks.estimate(cf, start, end)
     }
 
     fn stalled(&self) -> bool {

@@ -18,6 +18,7 @@ mod mem_tree;
 #[cfg(test)]
 pub mod mirror;
 pub mod rocks;
+mod rocks_density;
 mod rocks_log;
 mod rocks_open;
 mod rocks_options;
@@ -263,13 +264,47 @@ pub trait Engine: Send + Sync {
     /// Removes `[start, end)` for good and cheaply (whole files first); an empty `end` is open. Not atomic with
     /// other writes; durable when it returns.
     fn clear_range(&self, cf: Cf, start: &[u8], end: &[u8]) -> Result<()>;
-    /// An estimate of the bytes in `[start, end)`; an empty `end` is open.
-    fn approximate_size(&self, cf: Cf, start: &[u8], end: &[u8]) -> Result<u64>;
+    /// An estimate of what `[start, end)` holds, without reading it; an empty `end` is open.
+    fn estimate(&self, cf: Cf, start: &[u8], end: &[u8]) -> Result<RangeEstimate>;
     /// True while writes would be slowed down or stopped.
     fn stalled(&self) -> bool;
     fn stats(&self) -> EngineStats;
     /// Flushes memtables and closes background work, for a clean stop. The engine is not used afterwards.
     fn close(&self) -> Result<()>;
+}
+
+/// An estimate of what a range holds. What was deleted or replaced and not yet compacted away counts as well.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RangeEstimate {
+    /// Bytes of keys and values, as they were written.
+    pub bytes: u64,
+    /// Number of keys and of their older versions.
+    pub keys: u64,
+    /// What the range may hold beyond that: data of the family whose place is not known.
+    pub unplaced_bytes: u64,
+    pub unplaced_keys: u64,
+}
+
+impl RangeEstimate {
+    /// The most bytes that the range may hold.
+    pub fn bytes_max(&self) -> u64 {
+        self.bytes.saturating_add(self.unplaced_bytes)
+    }
+
+    /// The most keys that the range may hold.
+    pub fn keys_max(&self) -> u64 {
+        self.keys.saturating_add(self.unplaced_keys)
+    }
+
+    /// This range and another one together, of the same family or of another.
+    pub fn plus(&self, other: &RangeEstimate) -> RangeEstimate {
+        RangeEstimate {
+            bytes: self.bytes.saturating_add(other.bytes),
+            keys: self.keys.saturating_add(other.keys),
+            unplaced_bytes: self.unplaced_bytes.saturating_add(other.unplaced_bytes),
+            unplaced_keys: self.unplaced_keys.saturating_add(other.unplaced_keys),
+        }
+    }
 }
 
 /// What [`Engine::write_sorted_file`] wrote.

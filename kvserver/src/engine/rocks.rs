@@ -17,11 +17,12 @@ use rocksdb::{
     ReadOptions, WriteBufferManager, properties,
 };
 
+use super::rocks_density::Densities;
 use super::rocks_open::{check_families, engine_error, open_error, read_error, write_error, write_options};
 use super::rocks_options::{self, EngineConfig};
 use super::{
-    Cf, Engine, EngineError, EngineStats, Iter, Op, Result, Snapshot, SortedFile, WriteBatch, WriteOptions,
-    rocks_snapshot, rocks_sst,
+    Cf, Engine, EngineError, EngineStats, Iter, Op, RangeEstimate, Result, Snapshot, SortedFile, WriteBatch,
+    WriteOptions, rocks_snapshot, rocks_sst,
 };
 
 /// Up to this many keys left in a range are deleted one by one: a range tombstone slows every later read near
@@ -60,6 +61,7 @@ pub(super) struct Inner {
     options: Options,
     cache: Cache,
     memtables: WriteBufferManager,
+    densities: Densities,
     path: PathBuf,
     pub(super) db: DB,
 }
@@ -98,6 +100,7 @@ impl RocksEngine {
                 options,
                 cache: shared.cache,
                 memtables: shared.memtables,
+                densities: Densities::default(),
                 path: path.to_path_buf(),
                 db,
             }),
@@ -271,13 +274,22 @@ impl Engine for RocksEngine {
         self.sync()
     }
 
-    fn approximate_size(&self, cf: Cf, start: &[u8], end: &[u8]) -> Result<u64> {
+    fn estimate(&self, cf: Cf, start: &[u8], end: &[u8]) -> Result<RangeEstimate> {
         let end = if end.is_empty() { &ESTIMATE_END[..] } else { end };
         if start >= end {
-            return Ok(0);
+            return Ok(RangeEstimate::default());
         }
-        let sizes = self.inner.db.get_approximate_sizes_cf(self.inner.cf(cf), &[Range::new(start, end)]);
-        Ok(sizes.iter().sum())
+        let inner = &self.inner;
+        let sizes = inner.db.get_approximate_sizes_cf(inner.cf(cf), &[Range::new(start, end)]);
+        let density = inner.densities.of(&inner.db, inner.cf(cf), cf)?;
+        let mut estimate = density.estimate(sizes.iter().sum());
+        // Sizes of ranges are of files only. What is in memory may be anywhere in the family.
+        estimate.unplaced_keys = inner.property(cf, properties::NUM_ENTRIES_ACTIVE_MEM_TABLE)
+            + inner.property(cf, properties::NUM_ENTRIES_IMM_MEM_TABLES);
+        if estimate.unplaced_keys > 0 {
+            estimate.unplaced_bytes = inner.property(cf, properties::CUR_SIZE_ALL_MEM_TABLES);
+        }
+        Ok(estimate)
     }
 
     fn stalled(&self) -> bool {
@@ -429,7 +441,7 @@ mod tests {
         (0..2000).for_each(|n| put(&engine, n, false));
         engine.flush_and_compact();
         (0..1000).for_each(|n| put(&engine, n, false));
-        assert!(engine.approximate_size(Cf::Raw, &key(0), &[]).unwrap() > 1_000_000);
+        assert!(engine.estimate(Cf::Raw, &key(0), &[]).unwrap().bytes > 1_000_000);
         engine.clear_range(Cf::Raw, &key(10), &key(990)).unwrap();
         assert!(has(&engine, 9) && !has(&engine, 10) && !has(&engine, 989) && has(&engine, 990));
         engine.clear_range(Cf::Raw, &[], &[]).unwrap();
@@ -437,6 +449,6 @@ mod tests {
         drop(engine);
         let engine = open(dir.path());
         assert!((0..2000).all(|n| !has(&engine, n)));
-        assert!(engine.approximate_size(Cf::Raw, &[], &[]).unwrap() < 10_000);
+        assert!(engine.estimate(Cf::Raw, &[], &[]).unwrap().bytes < 10_000);
     }
 }

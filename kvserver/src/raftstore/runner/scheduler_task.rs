@@ -16,6 +16,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::engine::RangeEstimate;
 use crate::raftstore::message::input::{ChangePeerKind, MembershipAnswer, RegionReport};
 use crate::raftstore::message::{Input, RegionCommand};
 use crate::raftstore::router::Router;
@@ -29,8 +30,8 @@ const REOPEN_MAX: Duration = Duration::from_secs(2);
 pub trait StoreFigures: Send + Sync + 'static {
     /// Fills in everything but what was written. May look at the disk; called where blocking is allowed.
     fn stats(&self) -> pdpb::StoreStats;
-    /// Bytes of a region's data, as an estimate. Called where blocking is allowed.
-    fn region_bytes(&self, region: &metapb::Region) -> u64;
+    /// What a region holds, as an estimate. Called where blocking is allowed.
+    fn region_size(&self, region: &metapb::Region) -> RangeEstimate;
     /// Called after every report of the store, for what is to be done from time to time.
     fn after_report(&self);
 }
@@ -232,13 +233,8 @@ impl Shared {
     }
 }
 
-/// Bytes in the MiB of reports: 0 is "not known", so that an empty region is 1.
-fn mebibytes(bytes: u64) -> u64 {
-    bytes.div_ceil(1 << 20).max(1)
-}
-
 fn request(report: RegionReport, figures: &dyn StoreFigures) -> pdpb::RegionHeartbeatRequest {
-    let approximate_size = mebibytes(figures.region_bytes(&report.region));
+    let size = figures.region_size(&report.region);
     pdpb::RegionHeartbeatRequest {
         region: Some(report.region),
         leader: Some(report.leader),
@@ -246,7 +242,9 @@ fn request(report: RegionReport, figures: &dyn StoreFigures) -> pdpb::RegionHear
         pending_peers: report.pending,
         bytes_written: report.bytes_written,
         keys_written: report.keys_written,
-        approximate_size,
+        // 0 is "not known".
+        approximate_size: size.bytes.max(1),
+        approximate_keys: size.keys,
         term: report.term,
         ..Default::default()
     }
@@ -325,7 +323,6 @@ mod tests {
             assert_eq!(command(change(wire)), Some(RegionCommand::ChangePeer { kind, peer }));
         }
         assert_eq!(command(pdpb::RegionHeartbeatResponse::default()), None);
-        assert_eq!((mebibytes(0), mebibytes(1 << 20), mebibytes((1 << 20) + 1)), (1, 1, 2));
     }
 
     struct NoFigures;
@@ -334,8 +331,8 @@ mod tests {
         fn stats(&self) -> pdpb::StoreStats {
             pdpb::StoreStats::default()
         }
-        fn region_bytes(&self, _: &metapb::Region) -> u64 {
-            3 << 20
+        fn region_size(&self, _: &metapb::Region) -> RangeEstimate {
+            RangeEstimate { bytes: 3 << 20, keys: 5, ..RangeEstimate::default() }
         }
         fn after_report(&self) {}
     }
@@ -379,7 +376,8 @@ mod tests {
 
         task.report(report(7, 1, 9));
         let sent = reported.next().await.unwrap();
-        assert_eq!((sent.term, sent.bytes_written, sent.approximate_size), (1, 9, 3));
+        assert_eq!((sent.term, sent.bytes_written), (1, 9));
+        assert_eq!((sent.approximate_size, sent.approximate_keys), (3 << 20, 5), "bytes, and keys");
         let peer = Some(metapb::Peer { id: 3, store_id: 4, ..Default::default() });
         let transfer_leader = Some(pdpb::TransferLeader { peer, ..Default::default() });
         let response = pdpb::RegionHeartbeatResponse { region_id: 7, transfer_leader, ..Default::default() };

@@ -10,6 +10,7 @@ use kvproto::{metapb, pdpb};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock;
+use crate::engine::RangeEstimate;
 use crate::raftstore::meta::region_view::ViewRegistry;
 use crate::raftstore::node::Disk;
 use crate::raftstore::runner::scheduler_task::StoreFigures;
@@ -70,17 +71,17 @@ impl StoreFigures for Figures {
         }
     }
 
-    fn region_bytes(&self, region: &metapb::Region) -> u64 {
+    fn region_size(&self, region: &metapb::Region) -> RangeEstimate {
         // A region whose boundaries cannot be read is not served, and not reported.
-        let Ok(meta) = region::meta(region.clone(), self.form) else { return 0 };
+        let Ok(meta) = region::meta(region.clone(), self.form) else { return RangeEstimate::default() };
         let sizes = ranges::of_region(&meta).into_iter().map(|r| {
-            let size = self.disk.engine.approximate_size(r.cf, &r.start, &r.end);
+            let size = self.disk.engine.estimate(r.cf, &r.start, &r.end);
             size.unwrap_or_else(|error| {
                 tracing::warn!(region = region.id, %error, "the size of a region is not known");
-                0
+                RangeEstimate::default()
             })
         });
-        sizes.sum()
+        sizes.fold(RangeEstimate::default(), |all, one| all.plus(&one))
     }
 
     fn after_report(&self) {
