@@ -22,8 +22,8 @@ use kvproto::tikvpb::{BatchCommandsRequest, BatchCommandsResponse};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore, oneshot};
 use tokio::time::MissedTickBehavior;
+use tonic::Streaming;
 use tonic::transport::Channel;
-use tonic::{Status, Streaming};
 
 use crate::scheduler_conn::describe;
 
@@ -215,21 +215,27 @@ impl Shared {
         }
     }
 
-    /// Fails what was sent on a stream that broke, and what waits too when it could not be opened.
-    fn fail(&self, cause: &str, queued_too: bool) {
-        let cause: Arc<str> = cause.into();
+    /// Fails what waits for the stream that has ended.
+    fn fail(&self, end: &End) {
         let sent = self.slots.lock().take_all();
-        let queued = match queued_too {
-            true => std::mem::take(&mut self.inbox.lock().frames),
-            false => VecDeque::new(),
+        let queued = match end {
+            End::NotOpened(_) => std::mem::take(&mut self.inbox.lock().frames),
+            End::Finished | End::Broke(_) => VecDeque::new(),
         };
         let queued: Vec<Waiter> = queued.into_iter().flat_map(|frame| frame.waiters).collect();
         self.permits.add_permits(sent.len() + queued.len());
+        let error = match end {
+            End::Finished => LaneError::NotSent("the store closed the stream".into()),
+            End::Broke(cause) | End::NotOpened(cause) => LaneError::Broken(cause.as_str().into()),
+        };
         for waiter in sent {
-            let _ = waiter.answer.send(Err(LaneError::Broken(cause.clone())));
+            let _ = waiter.answer.send(Err(error.clone()));
         }
-        for waiter in queued {
-            let _ = waiter.answer.send(Err(LaneError::NotSent(cause.clone())));
+        if let End::NotOpened(cause) = end {
+            let error = LaneError::NotSent(cause.as_str().into());
+            for waiter in queued {
+                let _ = waiter.answer.send(Err(error.clone()));
+            }
         }
     }
 }
@@ -372,24 +378,35 @@ async fn run(shared: Arc<Shared>, mut client: TikvClient<Channel>) {
         };
         match opened {
             Ok(replies) => {
-                let cause = serve(&shared, replies.into_inner(), &mut sweep).await;
+                let end = serve(&shared, replies.into_inner(), &mut sweep).await;
                 shared.end_stream();
-                shared.fail(&cause, false);
+                shared.fail(&end);
             }
             Err(status) => {
                 shared.end_stream();
-                shared.fail(&describe(&status), true);
+                shared.fail(&End::NotOpened(describe(&status)));
             }
         }
     }
 }
 
-/// Reads replies until the stream breaks; returns why.
+/// How a stream ended.
+enum End {
+    /// The store ended it in good order, as a store that stops does: it had answered everything it took, so what
+    /// has no answer was not executed.
+    Finished,
+    /// It broke off: what has no answer may have been executed.
+    Broke(String),
+    /// It never began.
+    NotOpened(String),
+}
+
+/// Reads replies until the stream ends.
 async fn serve(
     shared: &Shared,
     mut replies: Streaming<BatchCommandsResponse>,
     sweep: &mut tokio::time::Interval,
-) -> String {
+) -> End {
     let mut waiters = Vec::new();
     let mut busy = true;
     loop {
@@ -397,8 +414,8 @@ async fn serve(
             biased;
             reply = replies.message() => match reply {
                 Ok(Some(reply)) => shared.land(reply, &mut waiters),
-                Ok(None) => return "the store closed the stream".to_string(),
-                Err(status) => return closed(&status),
+                Ok(None) => return End::Finished,
+                Err(status) => return End::Broke(format!("the stream broke: {}", describe(&status))),
             },
             _ = sweep.tick(), if busy => {
                 shared.expire(Instant::now());
@@ -407,8 +424,4 @@ async fn serve(
             _ = shared.work.notified(), if !busy => busy = true,
         }
     }
-}
-
-fn closed(status: &Status) -> String {
-    format!("the stream broke: {}", describe(status))
 }

@@ -217,6 +217,28 @@ async fn a_swap_whose_connection_breaks_is_undetermined_and_not_repeated() {
     assert_eq!(client.get("k").await.unwrap(), Some(Bytes::from("mine")));
 }
 
+/// An atomic client's put is on its way and unanswered when `end` happens to the stream.
+async fn put_while(end: impl FnOnce(&common::World)) -> kvclient::Result<()> {
+    let cluster = Cluster::start(V2, 1).await;
+    let client = cluster.client().await.atomic();
+    cluster.world.mute.store(true, SeqCst);
+    let ending = async {
+        eventually("it is sent", || !cluster.world.frames.lock().is_empty()).await;
+        cluster.world.mute.store(false, SeqCst);
+        end(&cluster.world);
+    };
+    tokio::join!(client.put("k", "v"), ending).0
+}
+
+#[tokio::test]
+async fn an_atomic_put_is_sent_again_after_an_orderly_end_and_never_after_a_break() {
+    put_while(|world| world.finish_streams())
+        .await
+        .expect("a store that stops has executed nothing unanswered");
+    let error = put_while(|world| world.break_streams()).await.unwrap_err();
+    assert!(matches!(error, Error::Undetermined { .. }), "{error}");
+}
+
 #[tokio::test]
 async fn a_store_that_comes_back_elsewhere_is_found() {
     let mut cluster = Cluster::start(V2, 1).await;

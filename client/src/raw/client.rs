@@ -115,7 +115,9 @@ impl RawClient {
     }
 
     /// A client whose puts and deletes may be mixed with [`compare_and_swap`](Self::compare_and_swap) on the same
-    /// keys: they are ordered with it, at the price of a latch in the store.
+    /// keys: they are ordered with it, at the price of a latch in the store. Like it, they are executed at most once:
+    /// when a store fails before its answer the error is [`Error::Undetermined`], where other clients write again.
+    /// A delete of a range is not part of this.
     pub fn atomic(&self) -> RawClient {
         RawClient { for_cas: true, ..self.clone() }
     }
@@ -161,7 +163,8 @@ impl RawClient {
         found.into_iter().map(|pair| self.user_pair(pair)).collect()
     }
 
-    /// Sets `key` to `value`; the pair never expires.
+    /// Sets `key` to `value`; the pair never expires. When a store fails before its answer the write is sent again, so
+    /// that it may be executed twice; [`atomic`](Self::atomic) clients do not do that.
     pub async fn put(&self, key: impl Into<Bytes>, value: impl Into<Bytes>) -> Result<()> {
         self.put_with_ttl(key, value, 0).await
     }
@@ -177,7 +180,7 @@ impl RawClient {
             for_cas,
             ..RawPutRequest::default()
         };
-        self.executor.run(self.executor.call(Access::Write), At::Key(&key), build).await?;
+        self.executor.run(self.executor.call(self.write_access()), At::Key(&key), build).await?;
         Ok(())
     }
 
@@ -215,7 +218,7 @@ impl RawClient {
             for_cas,
             ..RawBatchPutRequest::default()
         };
-        self.executor.run_all(self.executor.call(Access::Write), items, build, |_, _| {}).await
+        self.executor.run_all(self.executor.call(self.write_access()), items, build, |_, _| {}).await
     }
 
     /// Removes `key`; no error when it does not exist.
@@ -223,7 +226,7 @@ impl RawClient {
         let key = self.wire_key(key.into())?;
         let for_cas = self.for_cas;
         let build = |_: &_| RawDeleteRequest { key: key.clone(), for_cas, ..RawDeleteRequest::default() };
-        self.executor.run(self.executor.call(Access::Write), At::Key(&key), build).await?;
+        self.executor.run(self.executor.call(self.write_access()), At::Key(&key), build).await?;
         Ok(())
     }
 
@@ -236,7 +239,7 @@ impl RawClient {
             for_cas,
             ..RawBatchDeleteRequest::default()
         };
-        self.executor.run_all(self.executor.call(Access::Write), items, build, |_, _| {}).await
+        self.executor.run_all(self.executor.call(self.write_access()), items, build, |_, _| {}).await
     }
 
     /// Removes all pairs in `range`. After an error some of them may have been removed.
@@ -342,6 +345,11 @@ impl RawClient {
         };
         self.executor.run_all(call, spans, build, add).await?;
         Ok(sum)
+    }
+
+    /// Writing again what may have been written already undoes what others wrote in between.
+    fn write_access(&self) -> Access {
+        if self.for_cas { Access::ConditionalWrite } else { Access::Write }
     }
 
     async fn cas(&self, key: Bytes, previous: Option<Bytes>, new: Option<Bytes>) -> Result<Cas> {

@@ -51,6 +51,8 @@ pub struct World {
     pub get_region_calls: AtomicUsize,
     /// Changes when all open streams of the stores break.
     pub streams: watch::Sender<u64>,
+    /// Changes when all open streams of the stores end in good order, as when a store stops.
+    pub finished: watch::Sender<u64>,
     pub pd: scheduler::State,
 }
 
@@ -69,6 +71,7 @@ impl World {
             executed: AtomicUsize::new(0),
             get_region_calls: AtomicUsize::new(0),
             streams: watch::channel(0).0,
+            finished: watch::channel(0).0,
             pd: scheduler::State::default(),
         })
     }
@@ -123,6 +126,11 @@ impl World {
     /// Breaks every open stream to a store.
     pub fn break_streams(&self) {
         self.streams.send_modify(|n| *n += 1);
+    }
+
+    /// Ends every open stream to a store in good order.
+    pub fn finish_streams(&self) {
+        self.finished.send_modify(|n| *n += 1);
     }
 }
 

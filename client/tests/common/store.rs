@@ -167,6 +167,8 @@ impl Tikv for Store {
         let (replies, queue) = mpsc::channel(64);
         let mut broken = self.world.streams.subscribe();
         broken.mark_unchanged();
+        let mut finished = self.world.finished.subscribe();
+        finished.mark_unchanged();
         tokio::spawn(async move {
             loop {
                 let frame = tokio::select! {
@@ -175,6 +177,7 @@ impl Tikv for Store {
                         let _ = replies.send(Err(Status::unavailable("the test breaks the stream"))).await;
                         return;
                     }
+                    _ = finished.changed() => return,
                 };
                 let Ok(Some(frame)) = frame else { return };
                 store.world.frames.lock().push(frame.requests.len());

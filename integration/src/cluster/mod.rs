@@ -2,21 +2,30 @@
 //! log, all on loopback. Servers are waited for by condition with a deadline, killed, frozen and restarted by
 //! process id, and gone when the cluster is dropped. After a failed test the ends of their logs are printed.
 
+pub mod direct;
+pub mod history;
 mod http;
 mod ports;
 mod process;
+pub mod proxy;
+pub mod workload;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kvproto::key::{KeyspaceId, Mode};
 use tempfile::TempDir;
 
+pub use direct::Watch;
 pub use http::{Reply, get};
 pub use ports::free_address;
 pub use process::{Launch, Process};
+pub use proxy::{End, Links};
+pub use workload::{Load, LoadOptions, Report};
 
 /// A server that is not ready after this long never will be, even on a busy machine.
 const READY_WITHIN: Duration = Duration::from_secs(60);
@@ -94,11 +103,22 @@ pub struct ClusterOptions {
     pub store_config: String,
     /// Where data and logs go; a temporary directory when absent.
     pub dir: Option<PathBuf>,
+    /// Data directories of single stores, by their place; the others get one in `dir`.
+    pub data_dirs: BTreeMap<usize, PathBuf>,
+    /// Stores are reached through proxies, so that their connections can be cut.
+    pub proxied: bool,
 }
 
 impl Default for ClusterOptions {
     fn default() -> Self {
-        Self { stores: 3, scheduler_config: String::new(), store_config: String::new(), dir: None }
+        Self {
+            stores: 3,
+            scheduler_config: String::new(),
+            store_config: String::new(),
+            dir: None,
+            data_dirs: BTreeMap::new(),
+            proxied: false,
+        }
     }
 }
 
@@ -108,6 +128,8 @@ pub struct Store {
     pub process: Process,
     /// gRPC.
     pub address: SocketAddr,
+    /// Where others reach it: a proxy, or `address` itself.
+    pub advertised: SocketAddr,
     /// HTTP status server.
     pub status_address: SocketAddr,
     pub data_dir: PathBuf,
@@ -139,6 +161,8 @@ pub struct ProcessCluster {
     pub scheduler: Process,
     pub scheduler_address: SocketAddr,
     pub stores: Vec<Store>,
+    /// The network between stores, when they are proxied.
+    pub links: Option<Links>,
     dir: PathBuf,
     options: ClusterOptions,
     _temporary: Option<TempDir>,
@@ -159,8 +183,9 @@ impl ProcessCluster {
         };
         let scheduler_address = free_address();
         let scheduler = Process::start(scheduler_launch(&dir, scheduler_address, &options)?)?;
-        let mut cluster =
-            Self { scheduler, scheduler_address, stores: Vec::new(), dir, options, _temporary: temporary };
+        let links = options.proxied.then(Links::new).transpose()?;
+        let (stores, _temporary) = (Vec::new(), temporary);
+        let mut cluster = Self { scheduler, scheduler_address, stores, links, dir, options, _temporary };
         cluster.wait_scheduler()?;
         for _ in 0..cluster.options.stores {
             cluster.spawn_store()?;
@@ -186,10 +211,30 @@ impl ProcessCluster {
         let index = self.stores.len();
         let name = format!("store-{}", index + 1);
         let (address, status_address) = (free_address(), free_address());
-        let data_dir = self.dir.join(&name);
-        let launch = store_launch(&self.dir, &name, &data_dir, address, status_address, self)?;
-        self.stores.push(Store { process: Process::start(launch)?, address, status_address, data_dir });
+        let data_dir = self.options.data_dirs.get(&index).cloned().unwrap_or_else(|| self.dir.join(&name));
+        let pid = Arc::default();
+        let advertised = match &self.links {
+            Some(links) => links.add_store(address, Arc::clone(&pid))?,
+            None => address,
+        };
+        let addresses = StoreAddresses { address, advertised, status_address };
+        let launch = store_launch(&self.dir, &name, &data_dir, &addresses, self)?;
+        let process = Process::start_watched(launch, pid)?;
+        self.stores.push(Store { process, address, advertised, status_address, data_dir });
         Ok(index)
+    }
+
+    /// The network between stores.
+    ///
+    /// # Panics
+    /// When the cluster was not started with `proxied`.
+    pub fn links(&self) -> &Links {
+        self.links.as_ref().expect("a cluster whose connections are to be cut is started with `proxied`")
+    }
+
+    /// Directory of everything that has no place of its own.
+    pub fn dir(&self) -> &Path {
+        &self.dir
     }
 
     pub fn wait_scheduler(&mut self) -> Result<(), ClusterError> {
@@ -270,21 +315,15 @@ impl ProcessCluster {
             .iter()
             .find(|store| store["store"]["id"].as_u64() == Some(leader))?;
         let address: SocketAddr = store["store"]["address"].as_str()?.parse().ok()?;
-        self.stores.iter().position(|store| store.address == address)
+        self.stores.iter().position(|store| store.advertised == address)
     }
 
     /// The launch of a further process on the directory and the ports of a store: it must refuse to start.
     pub fn second_on(&self, index: usize) -> Result<Launch, ClusterError> {
         let store = &self.stores[index];
         let (address, status_address) = (free_address(), free_address());
-        store_launch(
-            &self.dir,
-            &format!("second-{}", index + 1),
-            &store.data_dir,
-            address,
-            status_address,
-            self,
-        )
+        let addresses = StoreAddresses { address, advertised: address, status_address };
+        store_launch(&self.dir, &format!("second-{}", index + 1), &store.data_dir, &addresses, self)
     }
 }
 
@@ -312,7 +351,7 @@ impl Standalone {
         args.extend(config_flag(dir.path(), &name, config)?);
         let log = dir.path().join("standalone.log");
         let process = Process::start(Launch { name, program: binary("kvserver")?, args, log })?;
-        let mut store = Store { process, address, status_address, data_dir };
+        let mut store = Store { process, address, advertised: address, status_address, data_dir };
         store.wait_ready()?;
         Ok(Self { store, scheduler_address, _dir: dir })
     }
@@ -371,18 +410,24 @@ fn scheduler_launch(
     Ok(Launch { program: binary("scheduler")?, args, log: dir.join("scheduler.log"), name })
 }
 
+/// Where a store listens, and where it says it does.
+struct StoreAddresses {
+    address: SocketAddr,
+    advertised: SocketAddr,
+    status_address: SocketAddr,
+}
+
 fn store_launch(
     dir: &Path,
     name: &str,
     data_dir: &Path,
-    address: SocketAddr,
-    status_address: SocketAddr,
+    addresses: &StoreAddresses,
     cluster: &ProcessCluster,
 ) -> Result<Launch, ClusterError> {
     let mut args = flags(&[
-        ("--addr", &address.to_string()),
-        ("--advertise-addr", &address.to_string()),
-        ("--status-addr", &status_address.to_string()),
+        ("--addr", &addresses.address.to_string()),
+        ("--advertise-addr", &addresses.advertised.to_string()),
+        ("--status-addr", &addresses.status_address.to_string()),
         ("--pd-endpoints", &cluster.endpoint()),
         ("--data-dir", &data_dir.display().to_string()),
     ]);

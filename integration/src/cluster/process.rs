@@ -7,6 +7,8 @@ use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use super::{ClusterError, wait_for};
@@ -29,11 +31,18 @@ pub struct Launch {
 pub struct Process {
     launch: Launch,
     child: Option<Child>,
+    /// The process id for those who watch from other threads; 0 while it does not run.
+    watched_pid: Arc<AtomicU32>,
 }
 
 impl Process {
     pub fn start(launch: Launch) -> Result<Self, ClusterError> {
-        let mut process = Self { launch, child: None };
+        Self::start_watched(launch, Arc::default())
+    }
+
+    /// Starts a process and keeps its id in `pid`.
+    pub fn start_watched(launch: Launch, pid: Arc<AtomicU32>) -> Result<Self, ClusterError> {
+        let mut process = Self { launch, child: None, watched_pid: pid };
         process.start_again()?;
         Ok(process)
     }
@@ -55,6 +64,7 @@ impl Process {
         });
         let child =
             spawned.map_err(|source| ClusterError::Start { name: self.launch.name.clone(), source })?;
+        self.watched_pid.store(child.id(), Ordering::Relaxed);
         self.child = Some(child);
         Ok(())
     }
@@ -70,6 +80,7 @@ impl Process {
 
     /// Ends the process at once, as a crash would.
     pub fn kill(&mut self) {
+        self.watched_pid.store(0, Ordering::Relaxed);
         if let Some(mut child) = self.child.take() {
             // Both fail only when the process has ended already.
             let _ = child.kill();
@@ -88,6 +99,7 @@ impl Process {
         let child = self.child.as_mut().unwrap_or_else(|| panic!("{} is not running", self.launch.name));
         let what = format!("{} to end", self.launch.name);
         let status = wait_for(&what, within, || child.try_wait().ok().flatten())?;
+        self.watched_pid.store(0, Ordering::Relaxed);
         self.child = None;
         Ok(status)
     }
@@ -95,6 +107,11 @@ impl Process {
     /// Stops the process in its tracks: connections stay open, nothing answers.
     pub fn freeze(&self) {
         self.signal(libc::SIGSTOP);
+    }
+
+    /// Asks the process to stop.
+    pub fn ask_to_stop(&self) {
+        self.signal(libc::SIGTERM);
     }
 
     /// Lets a frozen process go on.
@@ -112,6 +129,11 @@ impl Process {
     /// The exit status when the process has ended without being asked to.
     pub fn died(&mut self) -> Option<ExitStatus> {
         self.child.as_mut().and_then(|child| child.try_wait().ok().flatten())
+    }
+
+    /// The whole log, of all starts.
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&std::fs::read(&self.launch.log).unwrap_or_default()).into_owned()
     }
 
     /// The last lines of the log.
