@@ -72,7 +72,8 @@ impl World {
             }
             Task::Report(report) => self.send_report(store, *report),
             Task::AskMembership { region_id, peer_id } => {
-                let answer = match self.placement.region(region_id) {
+                let lost = self.network.loses_scheduler_message(store);
+                let answer = match self.placement.region(region_id).filter(|_| !lost) {
                     Some(region) => MembershipAnswer::Region(region.clone()),
                     None => MembershipAnswer::Unknown,
                 };
@@ -226,7 +227,8 @@ impl World {
     /// A snapshot has travelled.
     pub fn on_snapshot_arrives(&mut self, transit: SnapshotInTransit) {
         let SnapshotInTransit { from, to, key, message, content } = transit;
-        let lost = !self.stores[to].is_up() || self.network.is_cut(from.store, to);
+        let broken = self.network.breaks_stream() || self.network.is_cut(from.store, to);
+        let lost = broken || !self.stores[to].is_up();
         let late = self.network.latency() + MS;
         self.tell_sent(from, &message, !lost, late);
         if !lost {
