@@ -36,8 +36,24 @@ pub enum Command {
     Deliver,
     /// The same without printing, ticking in between, for this many ticks.
     Settle { ticks: u64 },
-    /// Proposes a write.
-    Put { store: u64, key: String, value: String },
+    /// Proposes a write; with `version`, of a client that believes in that version of the region.
+    Put {
+        store: u64,
+        key: String,
+        value: String,
+        #[arg(key)]
+        version: Option<u64>,
+    },
+    /// The region that the commands from here on are about; 1 at first.
+    Region { id: u64 },
+    /// Divides the region at these keys. The scheduler's ids are the next ones; peers are region * 10 + store.
+    Split {
+        store: u64,
+        #[arg(optional)]
+        keys: Vec<String>,
+        #[arg(key)]
+        version: Option<u64>,
+    },
     /// Asks for a confirmed read.
     Read { store: u64, key: String },
     /// Reads under the lease, as request tasks do.
@@ -91,7 +107,9 @@ impl goldenscript::Runner for World {
             Command::Elect { store } => self.elect(*store)?,
             Command::Deliver => self.deliver(),
             Command::Settle { ticks } => self.settle(*ticks),
-            Command::Put { store, key, value } => self.put(*store, key, value),
+            Command::Put { store, key, value, version } => self.put(*store, key, value, *version),
+            Command::Region { id } => self.region(*id),
+            Command::Split { store, keys, version } => self.split(*store, keys, *version),
             Command::Read { store, key } => self.read(*store, key),
             Command::LeaseRead { store, key } => self.lease_read(*store, key),
             Command::Get { store, key } => {

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use kvserver::engine::log_store::{LogStore, LogWrite, RegionLogWrite};
 use kvserver::engine::mem::SortedContent;
 use kvserver::engine::{Cf, Engine, EngineError, IterOptions, Snapshot, WriteBatch, WriteOptions};
-use kvserver::raftstore::message::input::{BuiltSnapshot, MembershipAnswer};
+use kvserver::raftstore::message::input::{BuiltSnapshot, MembershipAnswer, SplitCheck};
 use kvserver::raftstore::message::{Input, PeerMessage, Task};
 use kvserver::raftstore::meta::keys;
 use kvserver::raftstore::meta::region_view::RegionMeta;
@@ -60,7 +60,7 @@ impl World {
         match task {
             Task::BuildSnapshot { region_id, .. } => self.enqueue(store, Background::Build { region_id }),
             Task::SendSnapshot { key, message } => self.send_snapshot(store, key, message),
-            Task::ApplySnapshot { key, region, intent, log, done } => {
+            Task::ApplySnapshot { key, clear: region, intent, log, done, .. } => {
                 let job = Box::new(ApplyJob { key, region, intent, log, done });
                 self.enqueue(store, Background::ApplyIntent { job });
             }
@@ -70,10 +70,19 @@ impl World {
             Task::Destroy { region_id, tombstone, clear, done } => {
                 self.enqueue(store, Background::Tombstone { region_id, tombstone, clear, done });
             }
+            Task::CheckSplit { region, .. } => {
+                let (region_id, version) = (region.region.id, region.version());
+                let result = Ok(SplitCheck::default());
+                self.put_in(store, Input::SplitChecked { region_id, version, result });
+            }
+            Task::AskSplit { region, .. } => {
+                let (region_id, version) = (region.region.id, region.version());
+                self.put_in(store, Input::SplitIds { region_id, version, result: Err("no ids".into()) });
+            }
+            Task::ReportSplit { .. } => {}
             Task::Report(report) => self.send_report(store, *report),
             Task::AskMembership { region_id, peer_id } => {
-                let lost = self.network.loses_scheduler_message(store);
-                let answer = match self.placement.region(region_id).filter(|_| !lost) {
+                let answer = match self.placement.region(region_id) {
                     Some(region) => MembershipAnswer::Region(region.clone()),
                     None => MembershipAnswer::Unknown,
                 };
@@ -227,8 +236,7 @@ impl World {
     /// A snapshot has travelled.
     pub fn on_snapshot_arrives(&mut self, transit: SnapshotInTransit) {
         let SnapshotInTransit { from, to, key, message, content } = transit;
-        let broken = self.network.breaks_stream() || self.network.is_cut(from.store, to);
-        let lost = broken || !self.stores[to].is_up();
+        let lost = !self.stores[to].is_up() || self.network.is_cut(from.store, to);
         let late = self.network.latency() + MS;
         self.tell_sent(from, &message, !lost, late);
         if !lost {

@@ -267,11 +267,10 @@ impl World {
             ApplyTask::Register { region, state, .. } => {
                 self.checks.commit.on_registered(store, region.region.id, state.applied_index);
             }
-            ApplyTask::Entries { region_id, entries } => {
+            ApplyTask::Entries { region_id, entries, .. } => {
                 self.break_entries(entries);
                 for entry in entries.iter() {
                     let hash = hash_of(entry);
-                    let known = self.checks.commit.len();
                     self.trace_hash = fold(self.trace_hash, hash);
                     let verdict =
                         self.checks.commit.on_entry(store, *region_id, (entry.index, entry.term), hash);
@@ -279,8 +278,6 @@ impl World {
                         self.judge(verdict);
                         return None;
                     }
-                    let changes = entry.entry_type == eraftpb::EntryType::EntryConfChange;
-                    self.conf_changes += u64::from(changes && self.checks.commit.len() > known);
                 }
                 if self.breakage == Breakage::EpochAtApply {
                     entries.iter_mut().for_each(|entry| renew(entry, self.plan.regions));

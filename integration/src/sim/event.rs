@@ -61,8 +61,6 @@ pub enum Event {
     /// The engine flushes by itself.
     Flush(Life),
     Restart(usize),
-    /// A store that was away is back.
-    Return(usize),
 
     /// A client begins an operation, or tries again.
     ClientWakes(usize),
@@ -87,14 +85,8 @@ pub enum Event {
         request: Box<pdpb::RegionHeartbeatRequest>,
     },
     StoreHeartbeat(Life),
-    /// An order of the scheduler reaches a store, perhaps long after it was given.
-    Order {
-        store: usize,
-        order: Box<pdpb::RegionHeartbeatResponse>,
-    },
     SchedulerTick,
-    /// Another scheduler leads from now on.
-    SchedulerTakesOver,
+    SchedulerRestart,
 
     Nemesis,
     /// All links are whole again.
@@ -124,12 +116,10 @@ impl Event {
             Event::RegionHeartbeat { from, .. } => 0xf00 + *from as u64,
             Event::StoreHeartbeat(life) => 0x1000 + life.store as u64,
             Event::SchedulerTick => 0x1100,
-            Event::SchedulerTakesOver => 0x1200,
+            Event::SchedulerRestart => 0x1200,
             Event::Nemesis => 0x1300,
             Event::Probe => 0x1400,
             Event::Mend => 0x1500,
-            Event::Order { store, .. } => 0x1600 + *store as u64,
-            Event::Return(store) => 0x1700 + *store as u64,
         }
     }
 }

@@ -1,10 +1,7 @@
-//! The scheduler in the world: the real `Cluster` behind links that lose messages, with its durable records.
+//! The scheduler in the world: the real `Cluster` behind a link that loses messages, restarts included.
 //!
-//! Owns the leading scheduler's cluster, its id window and its records. The leader can be lost: until another one
-//! takes over nothing is answered. The next one knows what was written (records that heartbeats bring back may be
-//! missing) and has a clock of its own; what the old one ordered may still arrive.
-
-use std::collections::VecDeque;
+//! Owns the cluster, its ids and its records. A restart keeps what was written, but records that heartbeats bring
+//! back may be missing from it.
 
 use kvproto::{eraftpb, metapb, pdpb};
 use kvserver::raftstore::bootstrap;
@@ -12,8 +9,7 @@ use kvserver::raftstore::message::input::{ChangePeerKind, RegionReport};
 use kvserver::raftstore::message::{Input, RegionCommand};
 use scheduler::cluster::{Cluster, Output};
 use scheduler::core::store::SilenceLimits;
-use scheduler::error::ClusterError;
-use scheduler::id::{IdSource, IdWindow, LOW_WATER};
+use scheduler::id::IdSource;
 use scheduler::kv::records::MetaWrite;
 use scheduler::schedule::ScheduleConfig;
 
@@ -22,30 +18,27 @@ use super::plan::{MS, Plan};
 use super::rng::fold;
 use super::world::World;
 
+/// Ids of the simulated world: peers get those above everything given out at the start.
+struct Ids(u64);
+
+impl IdSource for Ids {
+    fn next_id(&mut self) -> Option<u64> {
+        self.0 += 1;
+        Some(self.0)
+    }
+}
+
 /// See the file's head.
 pub struct Placement {
-    /// `None` while nobody leads.
-    cluster: Option<Cluster>,
+    cluster: Cluster,
     config: ScheduleConfig,
-    ids: IdWindow,
-    /// What the disk has: the end of the id window, and the records.
-    saved_end: u64,
+    ids: Ids,
     records: Vec<MetaWrite>,
-    /// What the leader's clock shows above true time, milliseconds.
-    ahead_ms: u64,
-    /// The newest orders, which may come late.
-    recent: VecDeque<pdpb::RegionHeartbeatResponse>,
     /// Orders given.
     pub orders: u64,
-    /// How often another scheduler took over.
-    pub changes: u64,
 }
 
 const CLUSTER_ID: u64 = 1;
-/// Everything given out at the start has a smaller id.
-const FIRST_ID: u64 = 1_000;
-/// Orders that may come late.
-const RECENT_MAX: usize = 32;
 
 impl Placement {
     /// A scheduler that knows the stores and the first of `regions` as if it covered all keys; the leaders'
@@ -58,80 +51,49 @@ impl Placement {
             slow_step_ms: 10_000,
             ..Default::default()
         };
-        let mut cluster = Cluster::new(CLUSTER_ID, config.clone());
-        let mut records = Vec::new();
+        let mut placement = Placement {
+            cluster: Cluster::new(CLUSTER_ID, config.clone()),
+            config,
+            ids: Ids(1_000),
+            records: Vec::new(),
+            orders: 0,
+        };
         let first = &regions[0];
         let peer = first.peers[0];
         let whole = bootstrap::first_region(first.id, peer.id, peer.store_id);
-        let out = cluster.bootstrap(0, store_meta(peer.store_id), vec![whole], None);
-        records.extend(out.map_err(|e| e.to_string())?.writes);
+        let out = placement.cluster.bootstrap(0, store_meta(peer.store_id), vec![whole], None);
+        placement.records.extend(out.map_err(|e| e.to_string())?.writes);
         for store_id in 1..=plan.stores.len() as u64 {
             if store_id != peer.store_id {
-                let out = cluster.put_store(0, store_meta(store_id), None);
-                records.extend(out.map_err(|e| e.to_string())?.writes);
+                let out = placement.cluster.put_store(0, store_meta(store_id), None);
+                placement.records.extend(out.map_err(|e| e.to_string())?.writes);
             }
         }
-        Ok(Placement {
-            cluster: Some(cluster),
-            config,
-            ids: IdWindow::new(FIRST_ID),
-            saved_end: FIRST_ID,
-            records,
-            ahead_ms: 0,
-            recent: VecDeque::new(),
-            orders: 0,
-            changes: 0,
-        })
+        Ok(placement)
     }
 
     /// A fresh id.
-    pub fn next_id(&mut self) -> Option<u64> {
-        self.save_ids();
-        self.ids.next_id()
-    }
-
-    /// Makes more ids durable when few are left.
-    fn save_ids(&mut self) {
-        if self.ids.left() < LOW_WATER {
-            self.saved_end = self.ids.extension(LOW_WATER);
-            self.ids.extended_to(self.saved_end);
-        }
+    pub fn next_id(&mut self) -> u64 {
+        self.ids.0 += 1;
+        self.ids.0
     }
 
     /// A region as the scheduler knows it.
     pub fn region(&self, region_id: u64) -> Option<&metapb::Region> {
-        self.cluster.as_ref()?.basic().regions().get(region_id).map(|r| &r.meta)
+        self.cluster.basic().regions().get(region_id).map(|r| &r.meta)
     }
 
-    fn now_ms(&self, now_ns: u64) -> u64 {
-        now_ns / MS + self.ahead_ms
+    /// Whether the scheduler still wants something of a region.
+    pub fn is_busy_with(&self, region_id: u64) -> bool {
+        self.cluster.operator(region_id).is_some()
     }
 
-    /// Shows the leading cluster something, with its time and its ids. Without a leader nothing comes of it.
-    fn with(
-        &mut self,
-        now_ns: u64,
-        f: impl FnOnce(&mut Cluster, u64, &mut IdWindow) -> Result<Output, ClusterError>,
-    ) -> Result<Output, ClusterError> {
-        self.save_ids();
-        let now_ms = self.now_ms(now_ns);
-        let Some(cluster) = &mut self.cluster else { return Ok(Output::default()) };
-        let out = f(cluster, now_ms, &mut self.ids)?;
-        self.records.extend(out.writes.iter().cloned());
-        Ok(out)
-    }
-
-    /// A scheduler that has just begun to lead: it reads what is on disk.
-    fn take_over(&mut self, now_ns: u64, mut keep_rebuildable: impl FnMut() -> bool) -> Result<(), String> {
-        self.records.retain(|r| !r.is_rebuildable() || keep_rebuildable());
-        self.ids = IdWindow::new(self.saved_end);
-        let now_ms = self.now_ms(now_ns);
-        let mut cluster = Cluster::new(CLUSTER_ID, self.config.clone());
-        let mut records = self.records.iter().cloned();
-        records.try_for_each(|r| cluster.restore(r, now_ms)).map_err(|e| e.to_string())?;
-        self.cluster = Some(cluster);
-        self.changes += 1;
-        Ok(())
+    fn restart(&mut self, now_ms: u64, keep_rebuildable: impl FnMut() -> bool) -> Result<(), String> {
+        let mut keep = keep_rebuildable;
+        self.records.retain(|r| !r.is_rebuildable() || keep());
+        self.cluster = Cluster::new(CLUSTER_ID, self.config.clone());
+        let records = self.records.clone();
+        records.into_iter().try_for_each(|r| self.cluster.restore(r, now_ms)).map_err(|e| e.to_string())
     }
 }
 
@@ -142,7 +104,7 @@ fn store_meta(id: u64) -> metapb::Store {
 impl World {
     /// A leader reports; the report may get lost.
     pub fn send_report(&mut self, store: usize, report: RegionReport) {
-        if self.network.loses_scheduler_message(store) {
+        if self.network.loses_request() {
             return;
         }
         let request = Box::new(pdpb::RegionHeartbeatRequest {
@@ -161,11 +123,10 @@ impl World {
 
     /// A report reaches the scheduler.
     pub fn on_region_heartbeat(&mut self, request: pdpb::RegionHeartbeatRequest) {
-        let taken = self
-            .placement
-            .with(self.now_ns, |cluster, now_ms, ids| cluster.region_heartbeat(now_ms, request, ids));
+        let now_ms = self.now_ns / MS;
+        let p = &mut self.placement;
         // A refused report is stale; the leader reports again.
-        if let Ok(out) = taken {
+        if let Ok(out) = p.cluster.region_heartbeat(now_ms, request, &mut p.ids) {
             self.carry_out_orders(out);
         }
     }
@@ -173,20 +134,15 @@ impl World {
     /// A store's regular report.
     pub fn on_store_heartbeat(&mut self, life: Life) {
         self.queue.push(self.now_ns + self.plan.store_heartbeat_ns, Event::StoreHeartbeat(life));
-        if self.network.loses_scheduler_message(life.store) {
-            return;
-        }
         let stats = pdpb::StoreStats {
             store_id: self.stores[life.store].id,
             capacity: 1 << 40,
             available: 1 << 40,
             ..Default::default()
         };
-        let taken = self.placement.with(self.now_ns, |cluster, now_ms, ids| {
-            cluster.store_heartbeat(now_ms, stats, ids).map(|(_, out)| out)
-        });
-        match taken {
-            Ok(out) => self.carry_out_orders(out),
+        let p = &mut self.placement;
+        match p.cluster.store_heartbeat(self.now_ns / MS, stats, &mut p.ids) {
+            Ok((_, out)) => self.carry_out_orders(out),
             Err(error) => self.violate("scheduler", format!("store heartbeat refused: {error}")),
         }
     }
@@ -194,28 +150,15 @@ impl World {
     /// The scheduler looks around.
     pub fn on_scheduler_tick(&mut self) {
         self.queue.push(self.now_ns + self.plan.scheduler_tick_ns, Event::SchedulerTick);
-        let taken = self.placement.with(self.now_ns, |cluster, now_ms, ids| Ok(cluster.tick(now_ms, ids)));
-        if let Ok(out) = taken {
-            self.carry_out_orders(out);
-        }
+        let p = &mut self.placement;
+        let out = p.cluster.tick(self.now_ns / MS, &mut p.ids);
+        self.carry_out_orders(out);
     }
 
-    /// Nobody leads the schedulers any more. What the last one ordered is still on its way.
-    pub fn on_scheduler_lost(&mut self) {
-        self.placement.cluster = None;
-        for order in std::mem::take(&mut self.placement.recent) {
-            if self.nemesis_rng.chance(0.3) {
-                let late = self.nemesis_rng.log_range(10 * MS, 8_000 * MS);
-                self.send_order(order, late);
-            }
-        }
-    }
-
-    /// Another scheduler begins to lead and asks all leaders of regions to report.
-    pub fn on_scheduler_takes_over(&mut self) {
-        self.placement.ahead_ms = self.nemesis_rng.below(60_000);
+    /// The scheduler's process starts anew and asks all leaders to report.
+    pub fn on_scheduler_restart(&mut self) {
         let rng = &mut self.nemesis_rng;
-        if let Err(error) = self.placement.take_over(self.now_ns, || rng.chance(0.8)) {
+        if let Err(error) = self.placement.restart(self.now_ns / MS, || rng.chance(0.8)) {
             return self.violate("scheduler", format!("restart: {error}"));
         }
         for store in 0..self.stores.len() {
@@ -224,31 +167,21 @@ impl World {
     }
 
     fn carry_out_orders(&mut self, out: Output) {
+        self.placement.records.extend(out.writes);
         for order in out.commands {
             let Some(target) = order.target_peer else { continue };
+            let store = target.store_id as usize - 1;
             self.placement.orders += 1;
             self.trace_hash = fold(self.trace_hash, order.region_id ^ target.id << 32);
-            self.placement.recent.push_back(order.clone());
-            if self.placement.recent.len() > RECENT_MAX {
-                self.placement.recent.pop_front();
+            if !self.stores[store].is_up() || self.network.loses_request() {
+                continue;
             }
-            if !self.network.loses_scheduler_message(target.store_id as usize - 1) {
-                self.send_order(order, 0);
-            }
-        }
-    }
-
-    fn send_order(&mut self, order: pdpb::RegionHeartbeatResponse, late_ns: u64) {
-        let Some(target) = order.target_peer else { return };
-        let at = self.now_ns + self.network.latency() + late_ns;
-        self.queue.push(at, Event::Order { store: target.store_id as usize - 1, order: Box::new(order) });
-    }
-
-    /// An order reaches a store.
-    pub fn on_order(&mut self, store: usize, order: pdpb::RegionHeartbeatResponse) {
-        match to_input(order) {
-            Some(input) => self.put_in(store, input),
-            None => self.violate("scheduler", "an order without content".to_string()),
+            let Some(input) = to_input(order) else {
+                return self.violate("scheduler", "an order without content".to_string());
+            };
+            let life = self.stores[store].life();
+            let at = self.now_ns + self.network.latency();
+            self.queue.push(at, Event::Input { life, input: Box::new(input) });
         }
     }
 }

@@ -56,11 +56,6 @@ impl World {
             return self.violate("driver", format!("store {store}: crash: {error}"));
         }
         self.crashes += 1;
-        if power_cut && self.nemesis_rng.chance(0.5) {
-            // The whole machine starts again, and with it the clock that leases are measured by.
-            let shown = self.nemesis_rng.range(0, 3_600_000) * MS;
-            self.stores[store].mode.clock.restart(self.now_ns, shown);
-        }
         self.drop_requests(attempts.into_values());
         self.tell_others_of(store, false);
     }

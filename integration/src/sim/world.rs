@@ -58,11 +58,6 @@ pub struct World {
     pub checks: Checks,
     pub healed: bool,
     pub next_task: u64,
-    /// Faults so far, and some kinds of them.
-    pub struck: u64,
-    pub partitions: u64,
-    pub returns: u64,
-    pub conf_changes: u64,
     pub crashes: u64,
     pub snapshots_applied: u64,
     pub trace_hash: u64,
@@ -89,7 +84,7 @@ impl World {
         let mut stores: Vec<Store> =
             plan.stores.iter().enumerate().map(|(i, mode)| Store::new(i, *mode, lying)).collect();
         if breakage == Breakage::SlowClock {
-            stores[0].mode.clock.set_drift(0, -600_000);
+            stores[0].mode.clock.drift_ppm = -600_000;
         }
         let form = BoundaryForm::of_raw(plan.raft[0].api);
         for region in &regions {
@@ -115,10 +110,6 @@ impl World {
             checks: Checks::default(),
             healed: false,
             next_task: 0,
-            struck: 0,
-            partitions: 0,
-            returns: 0,
-            conf_changes: 0,
             crashes: 0,
             snapshots_applied: 0,
             trace_hash: plan.seed,
@@ -198,7 +189,6 @@ impl World {
             Event::Deliver { to, .. } => Some(*to),
             Event::RequestArrives { store, .. } => Some(*store),
             Event::SnapshotArrives(transit) => Some(transit.to),
-            Event::Order { store, .. } => Some(*store),
             _ => life.map(|life| life.store),
         };
         if let Some(store) = store
@@ -235,9 +225,7 @@ impl World {
             Event::RegionHeartbeat { request, .. } => self.on_region_heartbeat(*request),
             Event::StoreHeartbeat(life) => self.on_store_heartbeat(life),
             Event::SchedulerTick => self.on_scheduler_tick(),
-            Event::SchedulerTakesOver => self.on_scheduler_takes_over(),
-            Event::Order { store, order } => self.on_order(store, *order),
-            Event::Return(store) => self.on_return(store),
+            Event::SchedulerRestart => self.on_scheduler_restart(),
             Event::Nemesis => self.on_nemesis(),
             Event::Mend => self.network.mend_all(),
             Event::Probe => {

@@ -12,7 +12,7 @@ use kvproto::metapb::{Peer, PeerRole, Region, RegionEpoch};
 
 use super::meta::keys;
 use super::meta::region_view::RegionMeta;
-use super::meta::values::{self, ApplyState, PeerState, RegionState, StoreIdent};
+use super::meta::values::{self, ApplyState, INITIAL_STATE, PeerState, RegionState, StoreIdent};
 use super::peer_storage::{INITIAL_INDEX, INITIAL_TERM};
 use super::util::region;
 use crate::engine::log_store::{HardState, LogWrite, RegionLogWrite};
@@ -62,19 +62,18 @@ pub fn first_regions(api: ApiVersion, first_id: u64, store_id: u64) -> Vec<Regio
 /// The writes that create a region out of nothing: records for the engine, a hard state for the log. Every first
 /// peer of the region must be created with the same call.
 pub fn region_records(region: &Region, peer: &Peer) -> (WriteBatch, LogWrite) {
-    let apply = ApplyState {
-        applied_index: INITIAL_INDEX,
-        applied_term: INITIAL_TERM,
-        truncated_index: INITIAL_INDEX,
-        truncated_term: INITIAL_TERM,
-    };
     let mut batch = WriteBatch::new();
-    let state = RegionState::new(PeerState::Normal, region, peer);
-    batch.put(Cf::Meta, keys::region_state(region.id), values::encode(&state));
-    batch.put(Cf::Meta, keys::apply_state(region.id), values::encode(&apply));
+    born(region, peer, &mut batch);
     let hard_state = Some(HardState { term: INITIAL_TERM, vote: 0, commit: INITIAL_INDEX });
     let log = RegionLogWrite { region_id: region.id, hard_state, ..Default::default() };
     (batch, LogWrite { regions: vec![log] })
+}
+
+/// Adds the records of a region that comes into being with its data in place and its log empty.
+pub fn born(region: &Region, peer: &Peer, batch: &mut WriteBatch) {
+    let state = RegionState::new(PeerState::Normal, region, peer);
+    batch.put(Cf::Meta, keys::region_state(region.id), values::encode(&state));
+    batch.put(Cf::Meta, keys::apply_state(region.id), values::encode(&INITIAL_STATE));
 }
 
 /// A region record found on disk.

@@ -29,6 +29,12 @@ pub struct RaftConfig {
     pub log_gc_count_limit: u64,
     /// Bytes from which on the log is shortened even if a follower lags behind.
     pub log_gc_size_limit: u64,
+    /// Ticks between looks at whether a region is too large.
+    pub split_check_ticks: u64,
+    /// Bytes written to a region from which on it is looked at.
+    pub split_check_diff: u64,
+    /// A region that is divided keeps its last part instead of its first: where keys ascend, writes go on in it.
+    pub right_derive_when_split: bool,
     /// Ticks between reports to the scheduler when nothing changed.
     pub report_ticks: u64,
     /// Ticks without a leader after which a peer asks whether it is still a member.
@@ -57,6 +63,9 @@ impl Default for RaftConfig {
             log_gc_threshold: 50,
             log_gc_count_limit: 196_608,
             log_gc_size_limit: 192 << 20,
+            split_check_ticks: 200,
+            split_check_diff: 16 << 20,
+            right_derive_when_split: true,
             report_ticks: 1_200,
             stale_check_ticks: 200,
             read_index_timeout_ms: 1_500,
@@ -90,6 +99,9 @@ impl RaftConfig {
         }
         if self.log_gc_ticks == 0 || self.log_gc_threshold == 0 {
             return Err("raft-log-gc-tick-interval and raft-log-gc-threshold must not be 0".into());
+        }
+        if self.split_check_ticks == 0 || self.split_check_diff == 0 {
+            return Err("split-check-interval and region-split-check-diff must not be 0".into());
         }
         Ok(())
     }

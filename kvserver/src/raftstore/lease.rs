@@ -14,6 +14,7 @@ use crate::clock::Now;
 pub struct Lease {
     length_ns: u64,
     suspended: bool,
+    paused: bool,
     until: Now,
     /// Last index of a group of proposals and the time before it was sent; ascending.
     sent: VecDeque<(u64, Now)>,
@@ -28,7 +29,7 @@ pub fn length_ns(tick_ms: u64, election_ticks: u64) -> u64 {
 impl Lease {
     /// No lease yet; each one will last `length_ns` nanoseconds.
     pub fn new(length_ns: u64) -> Lease {
-        Lease { length_ns, suspended: false, until: Now(0), sent: VecDeque::new() }
+        Lease { length_ns, suspended: false, paused: false, until: Now(0), sent: VecDeque::new() }
     }
 
     /// A term of leadership begins, or ends: whatever was held is void.
@@ -42,9 +43,20 @@ impl Lease {
         self.until = Now(0);
     }
 
-    /// True when the term has no lease any more.
+    /// True when the lease may not be used: given up for the term, or paused.
     pub fn is_suspended(&self) -> bool {
-        self.suspended
+        self.suspended || self.paused
+    }
+
+    /// Nobody may read under the lease until it is resumed: a part of the region is about to be led elsewhere. The
+    /// quorum's promise goes on, and is renewed meanwhile.
+    pub fn pause(&mut self) {
+        self.paused = true;
+    }
+
+    /// The lease counts again, as far as it lasts.
+    pub fn resume(&mut self) {
+        self.paused = false;
     }
 
     /// Proposals up to `last_index` are about to be sent.

@@ -21,6 +21,7 @@ pub mod log_writer;
 pub mod message;
 pub mod meta;
 pub mod node;
+pub mod nursery;
 pub mod op;
 pub mod peer;
 mod peer_msg_handler;

@@ -5,9 +5,10 @@
 //! feature. Invariants: the published view is never more permissive than the state here; the election timeout is
 //! a pure function of (seed, region, term, rank) after every call into the consensus library.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use kvproto::key::BoundaryForm;
 use kvproto::metapb;
 use raft::{RawNode, StateRole};
@@ -19,14 +20,16 @@ use super::message::{Output, PeerMessage};
 use super::meta::region_map::RegionMap;
 use super::meta::region_view::{RegionMeta, RegionView, ViewCell, ViewRegistry};
 use super::meta::values::{ApplyState, RegionStatus};
+use super::nursery::Nursery;
 use super::op::snapshot::ApplyingSnapshot;
+use super::op::split::Splitting;
 use super::peer_storage::PeerStorage;
 use super::proposal::ProposalQueue;
 use super::read_queue::ReadQueue;
 use super::util::region::{epoch, is_learner, peer_by_id};
 use crate::clock::Now;
 use crate::engine::log_store::{LogStore, LoggedState};
-use crate::engine::{Engine, EngineError};
+use crate::engine::{Engine, EngineError, RangeEstimate};
 use crate::error::RegionError;
 
 /// What the peers of a store share.
@@ -39,7 +42,12 @@ pub struct StoreCtx {
     pub views: Arc<ViewRegistry>,
     pub now: Now,
     /// Stores whose process is known to be gone.
-    pub lost_stores: std::collections::BTreeSet<u64>,
+    pub lost_stores: BTreeSet<u64>,
+    /// Regions whose destroyed peer is still being removed, and messages of their successors are dropped.
+    pub leaving: BTreeSet<u64>,
+    /// Peers that wait for their first snapshot, by region.
+    pub without_data: BTreeMap<u64, u64>,
+    pub nursery: Nursery,
 }
 
 impl StoreCtx {
@@ -47,7 +55,17 @@ impl StoreCtx {
     pub fn form(&self) -> BoundaryForm {
         BoundaryForm::of_raw(self.config.api)
     }
+
+    /// The region and those that lie next to it here: what a client with an older view of it should know.
+    pub fn current_regions(&self, meta: &RegionMeta) -> Vec<metapb::Region> {
+        let near = self.map.neighbours(meta.region.id, NEIGHBOURS_MAX);
+        let near = near.into_iter().filter_map(|id| self.views.get(id)).map(|(_, v)| v.meta.region.clone());
+        std::iter::once(meta.region.clone()).chain(near).collect()
+    }
 }
+
+/// Regions on either side that a client with an old view is told of.
+const NEIGHBOURS_MAX: usize = 8;
 
 /// See the file's head.
 pub struct Peer {
@@ -77,6 +95,11 @@ pub struct Peer {
     pub(super) told_conf_ver: u64,
     pub(super) ticks: Ticks,
     pub(super) written: Written,
+    /// How much the region held when last looked at; none when that says nothing any more.
+    pub(super) size: Option<RangeEstimate>,
+    pub(super) splitting: Option<Splitting>,
+    /// Regions expected of splits that are being applied, by the split's index.
+    pub(super) coming: VecDeque<(u64, Vec<u64>)>,
 }
 
 /// Tick counters of a peer's periodic duties.
@@ -84,6 +107,9 @@ pub struct Peer {
 pub(super) struct Ticks {
     pub log_gc: u64,
     pub report: u64,
+    pub split_check: u64,
+    /// The region is being looked at.
+    pub checking: bool,
     pub leaderless: u64,
     /// A report is due at the end of the turn.
     pub report_now: bool,
@@ -100,6 +126,8 @@ pub(super) struct Written {
     pub keys: u64,
     /// Bytes applied since the log was last shortened.
     pub log_bytes: u64,
+    /// Bytes applied since the region's size was last looked at.
+    pub unchecked: u64,
 }
 
 /// What the newest view says, to notice when it must be replaced.
@@ -165,6 +193,9 @@ impl Peer {
             told_conf_ver: 0,
             ticks: Ticks::default(),
             written: Written::default(),
+            size: None,
+            splitting: None,
+            coming: VecDeque::new(),
         };
         peer.fix_election_timeout(ctx);
         peer.publish_view();
@@ -253,7 +284,7 @@ impl Peer {
 
     /// Passes the lease on to the published view.
     pub(super) fn extend_lease(&self) {
-        if !self.serves() || self.lease.until() == Now(0) {
+        if !self.serves() || self.lease.is_suspended() || self.lease.until() == Now(0) {
             return;
         }
         if let Some(view) = self.cell.load()
@@ -272,7 +303,15 @@ impl Peer {
     /// A message to another peer of the region.
     pub(super) fn message(&self, to: metapb::Peer, payload: Payload) -> PeerMessage {
         let epoch = epoch(&self.rn.store().region.region);
-        PeerMessage { region_id: self.region_id, from: self.peer, to, epoch, payload }
+        PeerMessage { region_id: self.region_id, from: self.peer, to, epoch, range: None, payload }
+    }
+
+    /// The range, for a receiver that may have no data yet.
+    pub(super) fn range_for(&self, to_peer: u64) -> Option<(Bytes, Bytes)> {
+        let may_lack_data =
+            !self.is_leader() || self.rn.raft.prs().get(to_peer).is_none_or(|p| p.matched == 0);
+        let region = &self.rn.store().region.region;
+        may_lack_data.then(|| (region.start_key.clone(), region.end_key.clone()))
     }
 
     /// A peer that wrote to this one, though it may not be in the region as known here.
@@ -305,6 +344,7 @@ impl Peer {
         }
         // Proposals may still be committed by others: dropping them says that nobody knows.
         drop(self.proposals.take_all());
+        self.abandon_split();
     }
 
     pub(super) fn stopped_error(&self) -> RegionError {

@@ -8,7 +8,7 @@ use kvproto::{metapb, pdpb};
 use raft::eraftpb::MessageType;
 use raft::{ProgressState, StateRole};
 
-use super::message::input::{MembershipAnswer, RegionReport};
+use super::message::input::{MembershipAnswer, RegionReport, SplitCheck};
 use super::message::peer_message::Payload;
 use super::message::{Output, PeerMessage, Propose, ReadRequest, RegionCommand, RegionContext, Task};
 use super::peer::{Peer, StoreCtx};
@@ -120,7 +120,7 @@ impl Peer {
     }
 
     /// Whether the request is for this peer at all.
-    fn check_target(&self, c: &RegionContext) -> Result<(), RegionError> {
+    pub(super) fn check_target(&self, c: &RegionContext) -> Result<(), RegionError> {
         if self.stopped.is_some() {
             return Err(self.stopped_error());
         }
@@ -153,7 +153,7 @@ impl Peer {
     pub(super) fn read(&mut self, r: ReadRequest, ctx: &StoreCtx, out: &mut Output) {
         let stale = r.ctx.version != self.meta().version();
         let checked = self.check_target(&r.ctx).and_then(|()| match stale {
-            true => Err(RegionError::EpochNotMatch { current: vec![self.meta().region.clone()] }),
+            true => Err(RegionError::EpochNotMatch { current: ctx.current_regions(&self.meta()) }),
             false => Ok(()),
         });
         match checked {
@@ -164,7 +164,13 @@ impl Peer {
 
     /// Carries out an order of the scheduler, or drops it with a reason in the log: the scheduler sees from the next
     /// report what became of it.
-    pub(super) fn command(&mut self, given_for: &metapb::RegionEpoch, command: RegionCommand) {
+    pub(super) fn command(
+        &mut self,
+        given_for: &metapb::RegionEpoch,
+        command: RegionCommand,
+        ctx: &StoreCtx,
+        out: &mut Output,
+    ) {
         let refused = match command {
             RegionCommand::ChangePeer { kind, peer } => {
                 if given_for.conf_ver != self.meta().conf_ver() {
@@ -175,6 +181,23 @@ impl Peer {
             }
             RegionCommand::TransferLeader { peer } => {
                 self.transfer_leader(&peer).err().map(|e| e.to_string())
+            }
+            RegionCommand::Split { .. } if given_for.version != self.meta().version() => {
+                Some("the region's range has changed since".to_string())
+            }
+            RegionCommand::Split { boundaries } if boundaries.is_empty() => {
+                self.check_size(true, out);
+                None
+            }
+            RegionCommand::Split { boundaries } => {
+                let form = ctx.form();
+                match boundaries.into_iter().map(|b| form.wire_key(b)).collect::<Result<Vec<_>, _>>() {
+                    Ok(keys) => {
+                        self.split_unasked(keys, ctx, out);
+                        None
+                    }
+                    Err(error) => Some(format!("a boundary is damaged: {error}")),
+                }
             }
         };
         if let Some(reason) = refused {
@@ -208,14 +231,14 @@ impl Peer {
         self.ticks.look_at_pending = true;
         self.fix_election_timeout(ctx);
         if self.is_leader() {
-            self.tick_leader(ctx);
+            self.tick_leader(ctx, out);
         } else {
             self.campaign_for_lost_leader(ctx);
             self.tick_leaderless(ctx, out);
         }
     }
 
-    fn tick_leader(&mut self, ctx: &mut StoreCtx) {
+    fn tick_leader(&mut self, ctx: &mut StoreCtx, out: &mut Output) {
         self.ticks.report += 1;
         if self.ticks.report >= ctx.config.report_ticks {
             self.report_soon();
@@ -225,6 +248,13 @@ impl Peer {
             self.ticks.log_gc = 0;
             self.propose_compact_log(ctx);
         }
+        self.ticks.split_check += 1;
+        if self.ticks.split_check >= ctx.config.split_check_ticks {
+            self.ticks.split_check = 0;
+            if self.size.is_none() || self.written.unchecked >= ctx.config.split_check_diff {
+                self.check_size(false, out);
+            }
+        }
         // Somebody reads here and the lease runs out within two heartbeats: ask the quorum ahead of time.
         let margin_ms = 2 * ctx.config.heartbeat_ticks as u64 * ctx.config.tick_ms;
         let ends_soon = self.lease.until() <= ctx.now.plus_ms(margin_ms);
@@ -232,6 +262,36 @@ impl Peer {
         if may && ends_soon && self.take_read_lately() {
             let context = self.reads.begin(ctx.now);
             self.rn.read_index(context);
+        }
+    }
+
+    /// Has the region's data looked at: whether it is too large, or where its middle is.
+    fn check_size(&mut self, half: bool, out: &mut Output) {
+        if self.serves() && !self.ticks.checking && self.splitting.is_none() {
+            self.ticks.checking = true;
+            self.written.unchecked = 0;
+            out.tasks.push(Task::CheckSplit { region: self.meta(), half });
+        }
+    }
+
+    /// The region's data was looked at.
+    pub(super) fn on_split_checked(
+        &mut self,
+        version: u64,
+        result: Result<SplitCheck, String>,
+        ctx: &StoreCtx,
+        out: &mut Output,
+    ) {
+        self.ticks.checking = false;
+        match result {
+            Ok(check) if version == self.meta().version() => {
+                self.size = Some(check.size);
+                if !check.split_keys.is_empty() && self.serves() {
+                    self.split_unasked(check.split_keys, ctx, out);
+                }
+            }
+            Ok(_) => {}
+            Err(error) => tracing::warn!(region = self.region_id, error, "size of the region not known"),
         }
     }
 

@@ -16,7 +16,8 @@ use super::message::peer_message::Payload;
 use super::message::{Input, Output, PeerMessage};
 use super::meta::region_map::{Holder, RegionMap};
 use super::meta::region_view::ViewRegistry;
-use super::meta::values::{PeerState, RegionStatus};
+use super::meta::values::{INITIAL_STATE, PeerState, RegionStatus};
+use super::nursery::Nursery;
 use super::peer::{Peer, StoreCtx};
 use super::store_worker::{self, Arrival};
 use super::ticker::Ticker;
@@ -41,8 +42,6 @@ pub struct Shard {
     ticker: Ticker,
     dirty: Vec<u64>,
     due: Vec<u64>,
-    /// Regions whose destroyed peer is still being removed, and messages of their successors are dropped.
-    leaving: BTreeSet<u64>,
     /// Until then no votes are given and nobody campaigns: leases promised before a restart run out.
     quiet_until: Now,
 }
@@ -58,15 +57,27 @@ impl Shard {
         let ShardOptions { config, store_id, engine, log, views } = options;
         let ticker = Ticker::new(config.tick_ns(), now);
         let map = RegionMap::default();
-        let lost_stores = BTreeSet::new();
-        let ctx = StoreCtx { config, store_id, engine, log, map, views, now, lost_stores };
+        let (lost_stores, leaving) = (BTreeSet::new(), BTreeSet::new());
+        let (without_data, nursery) = (BTreeMap::new(), Nursery::default());
+        let ctx = StoreCtx {
+            config,
+            store_id,
+            engine,
+            log,
+            map,
+            views,
+            now,
+            lost_stores,
+            leaving,
+            without_data,
+            nursery,
+        };
         let mut shard = Shard {
             peers: BTreeMap::new(),
             ctx,
             ticker,
             dirty: Vec::new(),
             due: Vec::new(),
-            leaving: BTreeSet::new(),
             quiet_until: now,
         };
         for found in found.into_iter().filter(|f| f.state.state() == PeerState::Normal) {
@@ -145,11 +156,24 @@ impl Shard {
                 }
                 self.mark(region_id);
             }
+            Input::Split(s) => {
+                let region_id = s.ctx.region_id;
+                match self.peers.get_mut(&region_id) {
+                    Some(peer) => peer.split(s, &self.ctx, out),
+                    None => s.done.call(Err(RegionError::RegionNotFound { region_id })),
+                }
+                self.mark(region_id);
+            }
             Input::Command { region_id, epoch, command } => {
-                self.with_peer(region_id, out, |p, _, _| p.command(&epoch, command));
+                self.with_peer(region_id, out, |p, ctx, out| p.command(&epoch, command, ctx, out));
             }
             Input::Inspect { region_id, done } => done.call(self.status(region_id)),
-            completion => self.on_completion(completion, out),
+            completion => {
+                self.on_completion(completion, out);
+                if self.ctx.nursery.has_born() {
+                    self.take_in(out);
+                }
+            }
         }
     }
 
@@ -176,12 +200,12 @@ impl Shard {
                 self.with_peer(region_id, out, |p, _, _| p.on_snapshot_sent(to_peer, ok));
             }
             Input::SnapshotApplied { region_id, key } => {
-                self.with_peer(region_id, out, |p, _, out| p.on_snapshot_applied(&key, out));
+                self.with_peer(region_id, out, |p, ctx, out| p.on_snapshot_applied(&key, ctx, out));
             }
             Input::LogCompacted { .. } => {}
             Input::Destroyed { region_id } => {
                 self.ctx.map.release(region_id);
-                self.leaving.remove(&region_id);
+                self.ctx.leaving.remove(&region_id);
             }
             Input::Unreachable { store_id } => self.each_peer(|p, _| p.unreachable(store_id)),
             Input::StoreLost { store_id } => {
@@ -193,15 +217,22 @@ impl Shard {
             }
             Input::Membership { region_id, peer_id, answer } => {
                 self.with_peer(region_id, out, |p, ctx, out| {
-                    if p.peer.id == peer_id {
+                    if p.peer.id == peer_id && !ctx.nursery.expects(region_id) {
                         p.on_membership(answer, ctx, out);
                     }
                 });
+            }
+            Input::SplitChecked { region_id, version, result } => {
+                self.with_peer(region_id, out, |p, ctx, out| p.on_split_checked(version, result, ctx, out));
+            }
+            Input::SplitIds { region_id, version, result } => {
+                self.with_peer(region_id, out, |p, ctx, _| p.on_split_ids(version, result, ctx));
             }
             Input::HeartbeatAll => self.each_peer(|p, _| p.report_soon()),
             Input::Raft(_)
             | Input::Propose(_)
             | Input::Read(_)
+            | Input::Split(_)
             | Input::Command { .. }
             | Input::Inspect { .. } => {
                 unreachable!("requests are not completions")
@@ -242,14 +273,23 @@ impl Shard {
         if self.ctx.now < self.quiet_until && is_vote_request(&m) {
             return;
         }
+        if self.ctx.nursery.expects(region_id) {
+            self.ctx.nursery.keep(m);
+            return;
+        }
         if !self.peers.contains_key(&region_id) {
-            if self.leaving.contains(&region_id) {
+            if self.ctx.leaving.contains(&region_id) {
                 return;
             }
             match store_worker::on_unknown_region(&m, &self.ctx, out) {
                 Ok(Arrival::Create(peer)) => {
+                    self.ctx.without_data.insert(region_id, peer.peer.id);
                     self.peers.insert(region_id, *peer);
                     self.ticker.add(region_id, self.ctx.now);
+                }
+                Ok(Arrival::TooEarly) => {
+                    self.ctx.nursery.keep(m);
+                    return;
                 }
                 Ok(Arrival::Ignore) => return,
                 Err(error) => {
@@ -259,6 +299,47 @@ impl Shard {
             }
         }
         self.with_peer(region_id, out, |p, ctx, out| p.step_message(m, ctx, out));
+    }
+
+    /// Takes the regions in that a split has made. One whose peer was here before, without data, waits until nothing of
+    /// that is being written: its promises count.
+    fn take_in(&mut self, out: &mut Output) {
+        for born in self.ctx.nursery.take_born() {
+            let region_id = born.child.meta.region.id;
+            if self.peers.get(&region_id).is_some_and(Peer::is_busy) {
+                self.ctx.nursery.put_back(born);
+                continue;
+            }
+            let mut peer = match store_worker::newborn(&born.child, &self.ctx) {
+                Ok(peer) => peer,
+                Err(error) => {
+                    tracing::error!(region = region_id, %error, "new region not taken in; trying again");
+                    self.ctx.nursery.put_back(born);
+                    continue;
+                }
+            };
+            let child = born.child;
+            out.apply.push(ApplyTask::Register {
+                region: child.meta.clone(),
+                peer: child.peer,
+                state: INITIAL_STATE,
+            });
+            let alone = child.meta.region.peers.len() == 1;
+            if (born.campaigns || alone)
+                && let Err(error) = peer.rn.campaign()
+            {
+                tracing::warn!(region = region_id, %error, "a new region did not campaign");
+            }
+            peer.fix_election_timeout(&self.ctx);
+            if self.peers.insert(region_id, peer).is_none() {
+                self.ticker.add(region_id, self.ctx.now);
+            }
+            self.ctx.without_data.remove(&region_id);
+            self.mark(region_id);
+            for m in self.ctx.nursery.settle(region_id) {
+                self.with_peer(region_id, out, |p, ctx, out| p.step_message(m, ctx, out));
+            }
+        }
     }
 
     /// Lets time pass: ticks that are due are done, each peer's once; ticks that were missed are dropped.
@@ -283,7 +364,7 @@ impl Shard {
             if peer.is_gone() {
                 self.peers.remove(&region_id);
                 self.ticker.remove(region_id);
-                self.leaving.insert(region_id);
+                self.ctx.leaving.insert(region_id);
             }
         }
         // Keep the memory, and what became dirty meanwhile.

@@ -30,6 +30,7 @@ impl Peer {
         self.flush_proposals(ctx, out);
         self.flush_reads(ctx, out);
         self.fix_election_timeout(ctx);
+        self.spread_split();
         // A snapshot replaces log and data: it waits until nothing of the old ones is under way.
         if self.rn.snap().is_some() && self.is_busy() {
             return;
@@ -67,7 +68,8 @@ impl Peer {
         if let Some(last) = committed.last() {
             assert!(last.index <= self.rn.store().persisted(), "INV-APPLY: applied beyond what is persisted");
             self.sent_to_apply = last.index;
-            out.apply.push(ApplyTask::Entries { region_id: self.region_id, entries: committed });
+            let skip = self.foresee_splits(&committed, ctx);
+            out.apply.push(ApplyTask::Entries { region_id: self.region_id, entries: committed, skip });
         }
         self.answer_reads(out);
     }
@@ -133,6 +135,13 @@ impl Peer {
             if applied.stopped.is_some() {
                 self.sent_to_apply = applied.index;
             }
+            // New regions live on although the one they come from does not.
+            for outcome in applied.admin.clone() {
+                if let AdminOutcome::Split { index, derived, children } = outcome {
+                    self.on_split(index, derived, children, ctx, out);
+                }
+            }
+            self.forget_foreseen(&applied, ctx);
             return;
         }
         assert!(applied.index >= self.applied.0, "INV-APPLY: region {} went back", self.region_id);
@@ -140,20 +149,27 @@ impl Peer {
         self.rn.advance_apply_to(applied.index);
         self.written.bytes += applied.bytes_written;
         self.written.log_bytes += applied.bytes_written;
+        self.written.unchecked += applied.bytes_written;
         self.written.keys += applied.keys_written;
-        for (done, result) in self.proposals.take_applied(&applied) {
-            out.reply(done, result);
-        }
+        let answers = self.proposals.take_applied(&applied);
         // Before the outcomes: one of them may drop entries that were applied only now.
         let wanted = self.slowest_active_follower();
         self.rn.mut_store().on_applied(applied.index, wanted, ctx.config.entry_cache_bytes_max);
-        for outcome in applied.admin {
+        for outcome in applied.admin.clone() {
             match outcome {
+                AdminOutcome::Split { index, derived, children } => {
+                    self.on_split(index, derived, children, ctx, out);
+                }
                 AdminOutcome::ChangePeer { change, region } => {
                     self.on_conf_changed(&change, region, ctx, out)
                 }
                 AdminOutcome::CompactLog { index, term } => self.on_log_compacted(index, term, out),
             }
+        }
+        self.forget_foreseen(&applied, ctx);
+        self.end_refused_split(&applied);
+        for (done, result) in answers {
+            out.reply(done, result.map_err(|error| self.complete(error, ctx)));
         }
         if let Some(reason) = applied.stopped {
             self.sent_to_apply = self.applied.0;
@@ -163,6 +179,16 @@ impl Peer {
         // The first entry of the term is applied: from now on reads are served.
         self.publish_view();
         self.answer_reads(out);
+    }
+
+    /// Adds to an error of the apply what only the store as a whole knows.
+    fn complete(&self, error: RegionError, ctx: &StoreCtx) -> RegionError {
+        match error {
+            RegionError::EpochNotMatch { .. } => {
+                RegionError::EpochNotMatch { current: ctx.current_regions(&self.meta()) }
+            }
+            other => other,
+        }
     }
 
     /// The last index that every follower which keeps up is known to have.
@@ -196,6 +222,7 @@ impl Peer {
                 for done in self.reads.take_all() {
                     out.reply(done, Err(error.clone()));
                 }
+                self.abandon_split();
             }
         }
         self.publish_view();
@@ -213,8 +240,8 @@ impl Peer {
             }
             return;
         }
-        if self.rn.raft.lead_transferee.is_some() {
-            // Leadership is being handed over: the new leader's name will be known in a moment.
+        if self.rn.raft.lead_transferee.is_some() || self.is_splitting() {
+            // Leadership is being handed over, or the region divided: the answer will be known in a moment.
             return;
         }
         let meta = self.meta();
@@ -259,7 +286,7 @@ impl Peer {
         ctx: &StoreCtx,
     ) -> Result<(), RegionError> {
         if p.ctx.version != meta.version() {
-            return Err(RegionError::EpochNotMatch { current: vec![meta.region.clone()] });
+            return Err(RegionError::EpochNotMatch { current: ctx.current_regions(meta) });
         }
         if p.ctx.term != 0 && p.ctx.term < self.term() {
             return Err(RegionError::StaleCommand);
@@ -340,7 +367,8 @@ impl Peer {
         let wrap = |m: eraftpb::Message| {
             // A peer that left meanwhile is no longer in the region; it was the last to be told.
             let to = self.member(m.to).or_else(|| self.known_sender(m.to))?;
-            Some(self.message(to, Payload::Raft(Box::new(m))))
+            let range = self.range_for(to.id);
+            Some(PeerMessage { range, ..self.message(to, Payload::Raft(Box::new(m))) })
         };
         messages.into_iter().filter_map(wrap).collect()
     }
@@ -348,7 +376,8 @@ impl Peer {
     fn send_snapshot(&mut self, m: eraftpb::Message, out: &mut Output) {
         let key = snapshot::key_of(self.region_id, m.get_snapshot());
         if let Some(to) = self.member(m.to) {
-            let message = self.message(to, Payload::Raft(Box::new(m)));
+            let range = self.range_for(to.id);
+            let message = PeerMessage { range, ..self.message(to, Payload::Raft(Box::new(m))) };
             out.tasks.push(Task::SendSnapshot { key, message });
         }
     }

@@ -13,9 +13,12 @@ use kvserver::clock::Now;
 use kvserver::engine::log_store::{LogStore, LogWrite, MemLogStore};
 use kvserver::engine::mem::MemEngine;
 use kvserver::engine::{Cf, Engine, IterOptions, ReadTier, WriteBatch, WriteOptions};
+use kvserver::error::RegionError;
 use kvserver::raftstore::apply::Applier;
 use kvserver::raftstore::bootstrap::{first_region, load_regions, region_records};
-use kvserver::raftstore::message::input::{BuiltSnapshot, ChangePeerKind, Propose, ReadRequest};
+use kvserver::raftstore::message::input::{
+    BuiltSnapshot, ChangePeerKind, Propose, ReadRequest, SplitIds, SplitRequest,
+};
 use kvserver::raftstore::message::peer_message::Payload;
 use kvserver::raftstore::message::{
     Callback, Input, LogBatch, Output, PeerMessage, RegionCommand, Task, WriteSet,
@@ -54,6 +57,9 @@ pub struct World {
     cut: BTreeSet<(u64, u64)>,
     snapshots: BTreeMap<SnapKey, Data>,
     lines: Lines,
+    /// The region that commands are about, and the highest one there is.
+    region: u64,
+    last_region: u64,
 }
 
 impl World {
@@ -69,6 +75,7 @@ impl World {
             ..default
         };
         let mut world = World { config: Arc::new(config), now: Now(1_000_000_000), ..Default::default() };
+        (world.region, world.last_region) = (REGION, REGION);
         let mut region = first_region(REGION, 11, 1);
         region.peers = (1..=peers).map(|s| peer(10 + s, s)).collect();
         for id in 1..=stores {
@@ -182,8 +189,8 @@ impl World {
         let completion = match task {
             Task::BuildSnapshot { region_id, .. } => {
                 let built = build(&store.engine, region_id);
-                self.snapshots.insert(built.key.clone(), all(&store.engine));
-                self.say(format!("store {id} builds snapshot {}", built.key.index));
+                self.snapshots.insert(built.key.clone(), all(&store.engine, &built.region));
+                self.say(format!("store {id} builds snapshot {}{}", built.key.index, of(region_id)));
                 Input::SnapshotBuilt { region_id, result: Ok(built) }
             }
             Task::SendSnapshot { message, .. } => {
@@ -191,15 +198,15 @@ impl World {
                 self.network.push_back(message);
                 Input::SnapshotSent { region_id, to_peer, ok: true }
             }
-            Task::ApplySnapshot { key, intent, log, done, .. } => {
+            Task::ApplySnapshot { key, clear, intent, log, done, .. } => {
                 store.engine.write(&intent, SYNC).unwrap();
                 store.log.append(&LogWrite { regions: vec![log] }, true).unwrap();
-                store.engine.clear_range(Cf::Raw, b"", b"").unwrap();
+                store.engine.clear_range(Cf::Raw, &clear.start, &clear.end).unwrap();
                 let mut batch = WriteBatch::new();
                 self.snapshots[&key].iter().for_each(|(k, v)| batch.put(Cf::Raw, k.clone(), v.clone()));
                 store.engine.write(&batch, SYNC).unwrap();
                 store.engine.write(&done, SYNC).unwrap();
-                self.say(format!("store {id} applies snapshot {}", key.index));
+                self.say(format!("store {id} applies snapshot {}{}", key.index, of(key.region_id)));
                 Input::SnapshotApplied { region_id: key.region_id, key }
             }
             Task::CompactLog { region_id, from, to } => {
@@ -210,19 +217,31 @@ impl World {
             Task::Destroy { region_id, tombstone, clear, done } => {
                 store.engine.write(&tombstone, SYNC).unwrap();
                 store.log.remove(region_id).unwrap();
-                if clear.is_some() {
-                    store.engine.clear_range(Cf::Raw, b"", b"").unwrap();
+                if let Some(clear) = clear {
+                    store.engine.clear_range(Cf::Raw, &clear.start, &clear.end).unwrap();
                 }
                 store.engine.write(&done, SYNC).unwrap();
-                self.say(format!("store {id} destroys its peer"));
+                self.say(format!("store {id} destroys its peer{}", of(region_id)));
                 Input::Destroyed { region_id }
             }
             Task::Report(report) => {
                 let ids = |peers: &[metapb::Peer]| peers.iter().map(|p| p.id).collect::<Vec<_>>();
                 let (peers, pending) = (ids(&report.region.peers), ids(&report.pending));
-                self.say(format!("store {id} reports peers {peers:?} pending {pending:?}"));
+                let of = of(report.region.id);
+                self.say(format!("store {id} reports{of} peers {peers:?} pending {pending:?}"));
                 return;
             }
+            Task::AskSplit { region, count } => {
+                let result = Ok(self.ids(&region.region, u64::from(count)));
+                Input::SplitIds { region_id: region.region.id, version: region.version(), result }
+            }
+            Task::ReportSplit { regions } => {
+                let ids: Vec<u64> = regions.iter().map(|r| r.id).collect();
+                self.say(format!("store {id} reports regions {ids:?} of a split"));
+                return;
+            }
+            // Nobody looks at sizes here.
+            Task::CheckSplit { .. } => return,
             Task::AskMembership { region_id, peer_id } => {
                 self.say(format!("store {id} asks whether peer {peer_id} is a member of region {region_id}"));
                 return;
@@ -232,6 +251,14 @@ impl World {
         if let Some((shard, _)) = &mut store.running {
             shard.step(self.now, completion, &mut store.out);
         }
+    }
+
+    /// What the scheduler gives a region that is to be divided.
+    fn ids(&mut self, region: &metapb::Region, count: u64) -> Vec<SplitIds> {
+        let first = self.last_region + 1;
+        self.last_region += count;
+        let peers = |id| region.peers.iter().map(|p| id * 10 + p.store_id).collect();
+        (first..first + count).map(|id| SplitIds { region_id: id, peer_ids: peers(id) }).collect()
     }
 
     fn quietly(&mut self, f: impl FnOnce(&mut World)) {
@@ -276,7 +303,7 @@ impl World {
 
     fn role(&self, id: u64) -> &'static str {
         let shard = self.stores[&id].running.as_ref().map(|(shard, _)| shard);
-        shard.and_then(|s| s.status(REGION).ok()).map_or("none", |s| s.role)
+        shard.and_then(|s| s.status(self.region).ok()).map_or("none", |s| s.role)
     }
 
     pub fn settle(&mut self, ticks: u64) {
@@ -305,23 +332,43 @@ impl World {
         panic!("messages go in circles");
     }
 
-    fn context(&self) -> RegionContext {
-        RegionContext { region_id: REGION, version: 1, conf_ver: 1, ..Default::default() }
+    /// The region that commands are about from now on.
+    pub fn region(&mut self, id: u64) {
+        self.region = id;
+    }
+
+    /// What a client knows that has asked the store just now, or that still believes in `version`.
+    fn context(&self, id: u64, version: Option<u64>) -> RegionContext {
+        let view = self.stores.get(&id).and_then(|s| s.views.get(self.region));
+        let known = view.map_or(1, |(_, view)| view.meta.version());
+        RegionContext { region_id: self.region, version: version.unwrap_or(known), ..Default::default() }
+    }
+
+    pub fn split(&mut self, id: u64, keys: &[String], version: Option<u64>) {
+        let keys: Vec<Bytes> = keys.iter().map(|k| Bytes::from(k.clone())).collect();
+        let (lines, ctx) = (self.lines.clone(), self.context(id, version));
+        let done = Callback::new(move |result: Result<Vec<metapb::Region>, _>| {
+            let shown =
+                |regions: Vec<metapb::Region>| regions.iter().map(range).collect::<Vec<_>>().join(" ");
+            let result = result.map_or_else(explain, shown);
+            lines.lock().push(format!("split: {result}"));
+        });
+        self.step(id, Input::Split(SplitRequest { ctx, keys, done }));
     }
 
     fn callback(&self, what: String) -> Callback<()> {
         let lines = self.lines.clone();
         Callback::new(move |result| {
-            let result = result.map_or_else(|e| e.to_string(), |()| "ok".into());
+            let result = result.map_or_else(explain, |()| "ok".into());
             lines.lock().push(format!("{what}: {result}"));
         })
     }
 
-    pub fn put(&mut self, id: u64, key: &str, value: &str) {
+    pub fn put(&mut self, id: u64, key: &str, value: &str, version: Option<u64>) {
         let mut write = WriteSet::default();
         write.put(Cf::Raw, key.as_bytes(), &[value.as_bytes()]);
         let done = self.callback(format!("put {key}={value}"));
-        self.step(id, Input::Propose(Propose { ctx: self.context(), write, done }));
+        self.step(id, Input::Propose(Propose { ctx: self.context(id, version), write, done }));
     }
 
     pub fn read(&mut self, id: u64, key: &str) {
@@ -331,12 +378,12 @@ impl World {
             let value = result.map_or_else(|e| e.to_string(), |()| value_of(&engine, &key));
             lines.lock().push(format!("read {key}: {value}"));
         });
-        self.step(id, Input::Read(ReadRequest { ctx: self.context(), done }));
+        self.step(id, Input::Read(ReadRequest { ctx: self.context(id, None), done }));
     }
 
     pub fn lease_read(&mut self, id: u64, key: &str) {
         let store = &self.stores[&id];
-        let answer = match store.views.get(REGION) {
+        let answer = match store.views.get(self.region) {
             Some((_, view)) if view.lease_alive(self.now) => {
                 view.touch();
                 value_of(&store.engine, key)
@@ -382,8 +429,8 @@ impl World {
 
     fn command(&mut self, id: u64, command: RegionCommand) {
         let views = &self.stores[&id].views;
-        let epoch = views.get(REGION).and_then(|(_, v)| v.meta.region.region_epoch).unwrap_or_default();
-        self.step(id, Input::Command { region_id: REGION, epoch, command });
+        let epoch = views.get(self.region).and_then(|(_, v)| v.meta.region.region_epoch).unwrap_or_default();
+        self.step(id, Input::Command { region_id: self.region, epoch, command });
     }
 
     pub fn change(&mut self, id: u64, kind: ChangePeerKind, peer_id: u64, on: u64) {
@@ -391,7 +438,7 @@ impl World {
     }
 
     pub fn transfer(&mut self, id: u64, to: u64) {
-        let region = self.stores[&id].views.get(REGION).map(|(_, v)| v.meta.clone());
+        let region = self.stores[&id].views.get(self.region).map(|(_, v)| v.meta.clone());
         let on = |r: &metapb::Region| r.peers.iter().find(|p| p.store_id == to).copied();
         let peer = region.and_then(|r| on(&r.region)).unwrap_or_else(|| peer(99, to));
         self.command(id, RegionCommand::TransferLeader { peer });
@@ -407,12 +454,12 @@ impl World {
                 self.say(format!("store {id}: stopped"));
                 continue;
             };
-            let Ok(s) = shard.status(REGION) else {
+            let Ok(s) = shard.status(self.region) else {
                 self.say(format!("store {id}: no peer"));
                 continue;
             };
             let stopped = s.stopped.as_ref().map_or(String::new(), |why| format!(" stopped: {why}"));
-            let view = self.stores[&id].views.get(REGION).map(|(_, view)| view.peer.role);
+            let view = self.stores[&id].views.get(self.region).map(|(_, view)| view.peer.role);
             let learner = if view == Some(1) { " (learner)" } else { "" };
             self.say(format!(
                 "store {id}: peer {}{learner} {} term {} log {}..{} commit {} applied {} voters {:?} learners {:?}{stopped}",
@@ -439,9 +486,10 @@ fn value_of(engine: &MemEngine, key: &str) -> String {
     value.map_or("none".into(), |v| String::from_utf8_lossy(&v).into_owned())
 }
 
-fn all(engine: &MemEngine) -> Data {
+fn all(engine: &MemEngine, region: &metapb::Region) -> Data {
     let snapshot = engine.snapshot();
-    let mut iter = snapshot.iter(Cf::Raw, IterOptions::default()).unwrap();
+    let (lower, upper) = (region.start_key.clone(), region.end_key.clone());
+    let mut iter = snapshot.iter(Cf::Raw, IterOptions { lower, upper, ..Default::default() }).unwrap();
     let mut data = Vec::new();
     iter.seek_to_first();
     while iter.valid() {
@@ -458,9 +506,30 @@ fn build(engine: &MemEngine, region_id: u64) -> BuiltSnapshot {
     BuiltSnapshot { key, region: state.region.unwrap(), manifest: Bytes::new() }
 }
 
+/// Names a region other than the first.
+fn of(region_id: u64) -> String {
+    if region_id == REGION { String::new() } else { format!(" of region {region_id}") }
+}
+
+fn range(region: &metapb::Region) -> String {
+    let key = |k: &Bytes| String::from_utf8_lossy(k).into_owned();
+    let version = region.region_epoch.unwrap_or_default().version;
+    format!("{}@{version}[{},{})", region.id, key(&region.start_key), key(&region.end_key))
+}
+
+/// An error, with the regions that it tells of.
+fn explain(error: RegionError) -> String {
+    match &error {
+        RegionError::EpochNotMatch { current } => {
+            format!("{error}: {}", current.iter().map(range).collect::<Vec<_>>().join(" "))
+        }
+        _ => error.to_string(),
+    }
+}
+
 fn show(m: &PeerMessage) -> String {
-    let Payload::Raft(raft) = &m.payload else { return format!("{:?}", m.payload) };
-    let mut line = format!("{:?} term {}", raft.msg_type, raft.term);
+    let Payload::Raft(raft) = &m.payload else { return format!("{:?}{}", m.payload, of(m.region_id)) };
+    let mut line = format!("{:?}{} term {}", raft.msg_type, of(m.region_id), raft.term);
     if !raft.entries.is_empty() {
         line +=
             &format!(" entries {}..{}", raft.entries[0].index, raft.entries[raft.entries.len() - 1].index);

@@ -30,11 +30,6 @@ impl CoverageChecker {
         Ok(())
     }
 
-    /// How many times a region got a leader.
-    pub fn elections(&self) -> u64 {
-        self.leaders.len() as u64
-    }
-
     /// The region records of a store.
     pub fn on_records(&self, store: usize, found: &[Found]) -> Verdict {
         let live = found.iter().filter(|f| f.state.state() != PeerState::Tombstone);

@@ -46,7 +46,7 @@ mod tests {
         m.set_msg_type(kind);
         let payload = Payload::Raft(Box::new(m));
         let (from, to) = Default::default();
-        PeerMessage { region_id: 1, from, to, epoch: Default::default(), payload }
+        PeerMessage { region_id: 1, from, to, epoch: Default::default(), range: None, payload }
     }
 
     #[test]

@@ -18,6 +18,7 @@ use raft::eraftpb;
 use super::meta::keys;
 use super::meta::region_view::RegionMeta;
 use super::meta::values::{self, ApplyState};
+use super::op::split::Child;
 use crate::engine::{Cf, WriteBatch};
 use crate::error::RegionError;
 
@@ -30,7 +31,8 @@ pub enum ApplyTask {
     /// A peer appeared, or its data was replaced by a snapshot.
     Register { region: Arc<RegionMeta>, peer: metapb::Peer, state: ApplyState },
     /// Committed entries, contiguous with those before.
-    Entries { region_id: u64, entries: Vec<eraftpb::Entry> },
+    /// `skip` names new regions among them that may not come into being here.
+    Entries { region_id: u64, entries: Vec<eraftpb::Entry>, skip: Vec<u64> },
     /// A peer is gone.
     Remove { region_id: u64 },
 }
@@ -42,6 +44,8 @@ pub enum AdminOutcome {
     ChangePeer { change: eraftpb::ConfChange, region: Arc<RegionMeta> },
     /// The log up to `index` is no longer needed.
     CompactLog { index: u64, term: u64 },
+    /// The region was divided: what is left of it, and the new regions with a peer on this store.
+    Split { index: u64, derived: Arc<RegionMeta>, children: Vec<Child> },
 }
 
 /// The outcome of a task of entries.
@@ -65,7 +69,7 @@ pub struct Applied {
 impl Applied {
     /// True when the batch must be on disk before anything that follows from it leaves this store.
     pub fn must_sync(&self) -> bool {
-        self.admin.iter().any(|a| matches!(a, AdminOutcome::ChangePeer { .. }))
+        self.admin.iter().any(|a| !matches!(a, AdminOutcome::CompactLog { .. }))
     }
 }
 
@@ -100,17 +104,23 @@ impl Applier {
                 self.regions.remove(&region_id);
                 None
             }
-            ApplyTask::Entries { region_id, entries } => {
+            ApplyTask::Entries { region_id, entries, skip } => {
                 // A peer that was destroyed meanwhile has no use for its entries.
                 let delegate = self.regions.get_mut(&region_id)?;
-                Some(delegate.apply(self.form, &entries, batch))
+                Some(delegate.apply(self.form, &entries, &skip, batch))
             }
         }
     }
 }
 
 impl Delegate {
-    fn apply(&mut self, form: BoundaryForm, entries: &[eraftpb::Entry], batch: &mut WriteBatch) -> Applied {
+    fn apply(
+        &mut self,
+        form: BoundaryForm,
+        entries: &[eraftpb::Entry],
+        skip: &[u64],
+        batch: &mut WriteBatch,
+    ) -> Applied {
         let region_id = self.region.region.id;
         let mut out = Applied { region_id, ..Default::default() };
         let before = self.state.clone();
@@ -123,7 +133,7 @@ impl Delegate {
                 self.state.applied_index + 1,
                 "INV-APPLY: region {region_id} skips entries"
             );
-            if let Err(error) = self.apply_entry(form, entry, batch, &mut out) {
+            if let Err(error) = self.apply_entry(form, entry, skip, batch, &mut out) {
                 self.stopped = Some(format!("entry {}: {error}", entry.index));
                 break;
             }
@@ -146,15 +156,14 @@ impl Delegate {
         &mut self,
         form: BoundaryForm,
         entry: &eraftpb::Entry,
+        skip: &[u64],
         batch: &mut WriteBatch,
         out: &mut Applied,
     ) -> Result<(), String> {
         match entry.entry_type {
             // A new leader's empty entry.
             eraftpb::EntryType::EntryNormal if entry.data.is_empty() => Ok(()),
-            eraftpb::EntryType::EntryNormal => {
-                self.apply_command(entry, batch, out).map_err(|e| e.to_string())
-            }
+            eraftpb::EntryType::EntryNormal => self.apply_command(form, entry, skip, batch, out),
             eraftpb::EntryType::EntryConfChange => self.apply_conf_change(form, entry, batch, out),
             eraftpb::EntryType::EntryConfChangeV2 => {
                 Err("joint membership changes are newer than this build; upgrade this store".into())

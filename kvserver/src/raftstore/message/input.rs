@@ -12,6 +12,7 @@ use super::callback::Callback;
 use super::output::PersistedWrites;
 use super::peer_message::PeerMessage;
 use super::write_set::WriteSet;
+use crate::engine::RangeEstimate;
 use crate::raftstore::apply::Applied;
 use crate::raftstore::meta::values::RegionStatus;
 use crate::raftstore::snap::SnapKey;
@@ -45,6 +46,33 @@ pub struct ReadRequest {
     pub done: Callback<()>,
 }
 
+/// A wish to divide a region. Answered with the regions that stand in its place, in key order, once that is applied
+/// on the leader.
+#[derive(Debug)]
+pub struct SplitRequest {
+    pub ctx: RegionContext,
+    /// Where to cut: keys as clients write them, each inside the region.
+    pub keys: Vec<Bytes>,
+    pub done: Callback<Vec<metapb::Region>>,
+}
+
+/// The ids for one of the regions that a split makes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SplitIds {
+    pub region_id: u64,
+    /// One for each peer of the region that is divided, in the order of its peers.
+    pub peer_ids: Vec<u64>,
+}
+
+/// What a look at a region's data found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SplitCheck {
+    /// How much the region holds; an estimate.
+    pub size: RangeEstimate,
+    /// Where to cut, as clients write keys, ascending; empty when the region is small enough.
+    pub split_keys: Vec<Bytes>,
+}
+
 /// An order of the scheduler for one region.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RegionCommand {
@@ -52,6 +80,8 @@ pub enum RegionCommand {
     ChangePeer { kind: ChangePeerKind, peer: metapb::Peer },
     /// Hand leadership to `peer`.
     TransferLeader { peer: metapb::Peer },
+    /// Divide the region at these boundaries, or in half when there are none.
+    Split { boundaries: Vec<Bytes> },
 }
 
 /// One step of membership change.
@@ -89,6 +119,7 @@ pub enum Input {
     Raft(PeerMessage),
     Propose(Propose),
     Read(ReadRequest),
+    Split(SplitRequest),
     /// An order from the scheduler, with the epoch it was given for.
     Command {
         region_id: u64,
@@ -137,6 +168,18 @@ pub enum Input {
     /// The store answers again.
     StoreBack {
         store_id: u64,
+    },
+    /// The answer to `Task::CheckSplit`, with the region version it was asked for.
+    SplitChecked {
+        region_id: u64,
+        version: u64,
+        result: Result<SplitCheck, String>,
+    },
+    /// The scheduler's answer to `Task::AskSplit`.
+    SplitIds {
+        region_id: u64,
+        version: u64,
+        result: Result<Vec<SplitIds>, String>,
     },
     /// The scheduler's answer to `Task::AskMembership`.
     Membership {

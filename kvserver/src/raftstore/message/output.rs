@@ -9,6 +9,8 @@
 
 use std::sync::Arc;
 
+use kvproto::metapb;
+
 use super::callback::Callback;
 use super::input::RegionReport;
 use super::peer_message::PeerMessage;
@@ -109,6 +111,8 @@ pub enum Task {
     ApplySnapshot {
         key: SnapKey,
         region: Arc<RegionMeta>,
+        /// What is cleared first: the region's range, and what the peer held before beyond it.
+        clear: Arc<RegionMeta>,
         intent: WriteBatch,
         log: RegionLogWrite,
         done: WriteBatch,
@@ -118,6 +122,14 @@ pub enum Task {
     /// In this order, each durable before the next: `tombstone` to the engine, the log removed, the data of
     /// `clear` removed, `done` to the engine. `Destroyed` answers.
     Destroy { region_id: u64, tombstone: WriteBatch, clear: Option<Arc<RegionMeta>>, done: WriteBatch },
+    /// Look whether the region is too large, and where to cut it; with `half` find its middle whatever its size.
+    /// `SplitChecked` answers.
+    CheckSplit { region: Arc<RegionMeta>, half: bool },
+    /// Ask the scheduler for the ids of `count` new regions that the region is to be divided into besides itself;
+    /// `SplitIds` answers.
+    AskSplit { region: Arc<RegionMeta>, count: u32 },
+    /// Tell the scheduler of the regions that a split made, in key order.
+    ReportSplit { regions: Vec<metapb::Region> },
     /// Tell the scheduler about a region led here.
     Report(Box<RegionReport>),
     /// Ask the scheduler whether this peer is still a member; `Membership` answers.

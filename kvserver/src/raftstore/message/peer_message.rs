@@ -29,6 +29,9 @@ pub struct PeerMessage {
     pub from: metapb::Peer,
     pub to: metapb::Peer,
     pub epoch: metapb::RegionEpoch,
+    /// The sender's region, in boundary form, when the receiver may have no data yet: it must not come into being over
+    /// a region that holds the range still.
+    pub range: Option<(Bytes, Bytes)>,
     pub payload: Payload,
 }
 
@@ -75,6 +78,9 @@ impl PeerMessage {
             region_epoch: Some(self.epoch),
             ..Default::default()
         };
+        if let Some((start, end)) = self.range {
+            (wire.start_key, wire.end_key) = (start, end);
+        }
         match self.payload {
             Payload::Raft(m) => {
                 // Writing to memory can only fail when a required field is missing, and proto3 has none.
@@ -109,7 +115,9 @@ impl PeerMessage {
         } else {
             Payload::Raft(Box::new(raft_part(&wire.message, from.id, to.id)?))
         };
-        Ok(PeerMessage { region_id: wire.region_id, from, to, epoch, payload })
+        let told = !wire.start_key.is_empty() || !wire.end_key.is_empty();
+        let range = told.then_some((wire.start_key, wire.end_key));
+        Ok(PeerMessage { region_id: wire.region_id, from, to, epoch, range, payload })
     }
 }
 
@@ -166,7 +174,8 @@ mod tests {
         let peer = |id, store_id| metapb::Peer { id, store_id, ..Default::default() };
         let epoch = metapb::RegionEpoch { conf_ver: 1, version: 2 };
         let payload = Payload::Raft(Box::new(m));
-        PeerMessage { region_id: 7, from: peer(11, 1), to: peer(12, 2), epoch, payload }
+        let range = Some((Bytes::from_static(b"a"), Bytes::new()));
+        PeerMessage { region_id: 7, from: peer(11, 1), to: peer(12, 2), epoch, range, payload }
     }
 
     #[test]

@@ -8,8 +8,10 @@
 //! Invariant: what `decode` returns is what `WriteSet` was given, or a typed error; it never panics.
 
 use bytes::{BufMut, Bytes, BytesMut};
+use prost::Message as _;
 
 use crate::engine::{Cf, Op};
+use crate::raftstore::op::split::SplitCommand;
 
 /// The format this build writes.
 pub const FORMAT: u8 = 1;
@@ -18,6 +20,7 @@ const CRC: usize = 4;
 
 const KIND_WRITE: u8 = 1;
 const KIND_COMPACT_LOG: u8 = 2;
+const KIND_SPLIT: u8 = 3;
 
 const OP_PUT: u8 = 1;
 const OP_DELETE: u8 = 2;
@@ -120,6 +123,21 @@ pub fn compact_log(region_version: u64, index: u64, term: u64) -> Bytes {
     seal(buf, region_version)
 }
 
+/// The data of a command that divides the region.
+pub fn split(region_version: u64, command: &SplitCommand) -> Bytes {
+    let mut buf = BytesMut::with_capacity(HEADER + command.encoded_len() + CRC);
+    buf.put_u8(FORMAT);
+    buf.put_u8(KIND_SPLIT);
+    buf.put_u64(0);
+    command.encode_raw(&mut buf);
+    seal(buf, region_version)
+}
+
+/// Whether an entry's data says that it divides the region; no check of anything else.
+pub fn is_split(data: &[u8]) -> bool {
+    data.len() > HEADER && data[..2] == [FORMAT, KIND_SPLIT]
+}
+
 fn seal(mut buf: BytesMut, region_version: u64) -> Bytes {
     buf[2..HEADER].copy_from_slice(&region_version.to_be_bytes());
     let crc = crc32c::crc32c(&buf);
@@ -132,6 +150,7 @@ fn seal(mut buf: BytesMut, region_version: u64) -> Bytes {
 pub enum Entry {
     Write { region_version: u64, ops: Ops },
     CompactLog { region_version: u64, index: u64, term: u64 },
+    Split { region_version: u64, command: SplitCommand },
 }
 
 /// Reads an entry's data.
@@ -156,6 +175,9 @@ pub fn decode(data: &Bytes) -> Result<Entry, EntryError> {
             term: be_u64(&body[HEADER + 8..]),
         }),
         KIND_COMPACT_LOG => Err(EntryError::Damaged("compact-log body")),
+        KIND_SPLIT => SplitCommand::decode(data.slice(HEADER..body.len()))
+            .map(|command| Entry::Split { region_version, command })
+            .map_err(|_| EntryError::Damaged("split body")),
         kind => Err(EntryError::UnknownKind(kind)),
     }
 }

@@ -82,6 +82,28 @@ impl RegionMap {
         (taken.end.is_empty() || key < &taken.end[..]).then_some((taken.region_id, taken.holder))
     }
 
+    /// Up to `n` live regions that lie next to a region on each side, without a gap between; not the region itself.
+    pub fn neighbours(&self, region_id: u64, n: usize) -> Vec<u64> {
+        let Some(start) = self.starts.get(&region_id) else { return Vec::new() };
+        let live = |t: &&Taken| t.holder == Holder::Live;
+        let mut found = Vec::new();
+        let mut from = start.clone();
+        for (start, taken) in self.by_start.range::<Bytes, _>(..start).rev().take(n) {
+            if taken.end != from || !live(&taken) {
+                break;
+            }
+            found.push(taken.region_id);
+            from = start.clone();
+        }
+        let mut to = self.by_start.get(start).map(|t| t.end.clone()).unwrap_or_default();
+        for _ in 0..n {
+            let Some(taken) = self.by_start.get(&to).filter(live).filter(|_| !to.is_empty()) else { break };
+            found.push(taken.region_id);
+            to = taken.end.clone();
+        }
+        found
+    }
+
     /// The gaps between the ranges taken, as `[start, end)` with an empty end for "to the end".
     pub fn gaps(&self) -> Vec<(Bytes, Bytes)> {
         let mut gaps = Vec::new();
@@ -140,6 +162,19 @@ mod tests {
         map.take(&meta(1, "m", ""), Holder::Live).unwrap();
         assert_eq!(map.holder_of(b"a"), None);
         assert_eq!(map.gaps(), vec![(Bytes::new(), Bytes::from("m"))]);
+    }
+
+    #[test]
+    fn neighbours_are_those_without_a_gap_between() {
+        let mut map = RegionMap::default();
+        for (id, start, end) in [(1, "", "b"), (2, "b", "c"), (3, "c", "e"), (4, "e", "f"), (5, "g", "")] {
+            map.take(&meta(id, start, end), Holder::Live).unwrap();
+        }
+        assert_eq!(map.neighbours(3, 8), [2, 1, 4]);
+        assert_eq!(map.neighbours(3, 1), [2, 4]);
+        assert_eq!((map.neighbours(5, 8), map.neighbours(9, 8)), (vec![], vec![]));
+        map.take(&meta(2, "b", "c"), Holder::Cleaning).unwrap();
+        assert_eq!(map.neighbours(3, 8), [4]);
     }
 
     #[test]

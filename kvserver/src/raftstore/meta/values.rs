@@ -9,6 +9,7 @@ use prost::Message;
 
 use crate::engine::{Cf, Result};
 use crate::engine::{Engine, EngineError};
+use crate::raftstore::peer_storage::{INITIAL_INDEX, INITIAL_TERM};
 
 const FORMAT: u8 = 1;
 
@@ -77,6 +78,14 @@ pub struct ApplyState {
     #[prost(uint64, tag = "4")]
     pub truncated_term: u64,
 }
+
+/// The apply state of a region that has just come into being, with its data and without a log.
+pub const INITIAL_STATE: ApplyState = ApplyState {
+    applied_index: INITIAL_INDEX,
+    applied_term: INITIAL_TERM,
+    truncated_index: INITIAL_INDEX,
+    truncated_term: INITIAL_TERM,
+};
 
 /// The bytes of a value.
 pub fn encode(value: &impl Message) -> Bytes {

@@ -22,6 +22,7 @@ impl Peer {
         }
         tracing::info!(region = self.region_id, peer = self.peer.id, "destroying peer");
         self.doomed = true;
+        ctx.leaving.insert(self.region_id);
         self.lease.suspend();
         ctx.views.remove(self.region_id);
         let error = RegionError::RegionNotFound { region_id: self.region_id };
@@ -30,6 +31,7 @@ impl Peer {
         }
         // Proposals may still be committed by the others: dropping them says that nobody knows.
         drop(self.proposals.take_all());
+        self.abandon_split();
         self.try_destroy(ctx, out);
     }
 
@@ -55,6 +57,7 @@ impl Peer {
             unreachable!("INV-RANGE: a destroyed region's range was given away: {overlap}");
         }
         out.tasks.push(Task::Destroy { region_id: self.region_id, tombstone, clear, done });
+        ctx.without_data.remove(&self.region_id);
         self.gone = true;
     }
 

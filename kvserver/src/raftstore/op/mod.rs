@@ -4,4 +4,5 @@ pub mod compact_log;
 pub mod conf_change;
 pub mod destroy;
 pub mod snapshot;
+pub mod split;
 pub mod transfer_leader;

@@ -183,9 +183,14 @@ impl Peer {
             Ok(meta) => meta,
             Err(error) => return self.stop(error.to_string(), ctx, out),
         };
-        if let Err(overlap) = ctx.map.take(&meta, Holder::Live) {
+        let old = self.meta();
+        let clear = if self.rn.store().initialized() && covers(&old, &meta) { old } else { meta.clone() };
+        // What this peer held beyond its new range stays its own until it is cleared.
+        let kept = RegionMeta { region: meta.region.clone(), ..RegionMeta::clone(&clear) };
+        if let Err(overlap) = ctx.map.take(&kept, Holder::Live) {
             return self.stop(format!("the snapshot's range is taken: {overlap}"), ctx, out);
         }
+        ctx.without_data.remove(&self.region_id);
         if let Some(peer) = peer_by_id(&meta.region, self.peer.id) {
             self.peer = *peer;
         }
@@ -199,11 +204,16 @@ impl Peer {
         // Readers must not see half of it.
         self.publish_view();
         out.apply.push(ApplyTask::Register { region: meta.clone(), peer: self.peer, state: apply });
-        out.tasks.push(Task::ApplySnapshot { key, region: meta, intent, log, done });
+        out.tasks.push(Task::ApplySnapshot { key, region: meta, clear, intent, log, done });
     }
 
     /// The snapshot is in place: go on from it.
-    pub(in crate::raftstore) fn on_snapshot_applied(&mut self, key: &SnapKey, out: &mut Output) {
+    pub(in crate::raftstore) fn on_snapshot_applied(
+        &mut self,
+        key: &SnapKey,
+        ctx: &mut StoreCtx,
+        out: &mut Output,
+    ) {
         let Some(applying) = self.applying.take_if(|a| a.key == *key) else { return };
         let last = self.rn.store().last();
         self.rn.mut_store().on_persisted(last);
@@ -212,8 +222,18 @@ impl Peer {
         self.applied = (key.index, key.term);
         self.sent_to_apply = key.index;
         out.log.hold(applying.held);
+        if let Err(overlap) = ctx.map.take(&self.meta(), Holder::Live) {
+            unreachable!(
+                "INV-RANGE: the range held while a snapshot was put in place was given away: {overlap}"
+            );
+        }
         self.publish_view();
     }
+}
+
+/// Whether all of `b` lies inside `a`.
+fn covers(a: &RegionMeta, b: &RegionMeta) -> bool {
+    a.start <= b.start && (a.end.is_empty() || (!b.end.is_empty() && b.end <= a.end))
 }
 
 /// The engine changes before and after the data is replaced, and the apply state that results.

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::message::{PeerMessage, Task};
+use super::message::{Input, PeerMessage, Task};
 use super::raft_worker::TaskSink;
 use super::router::Router;
 use super::snap::SnapKey;
@@ -45,6 +45,7 @@ pub struct Runners {
     log_gc: Worker<Compact>,
     scheduler: SchedulerTask,
     sender: Arc<dyn SnapshotSender>,
+    router: Router,
 }
 
 impl Runners {
@@ -58,6 +59,7 @@ impl Runners {
         scheduler: SchedulerTask,
         sender: Arc<dyn SnapshotSender>,
     ) -> std::io::Result<Runners> {
+        let completions = router.clone();
         let gc = LogGc { engine: store.engine.clone(), log: store.log.clone(), router: router.clone() };
         let builds = RegionRunner { store: store.clone(), router: router.clone() };
         let changes = RegionRunner { store, router };
@@ -78,6 +80,7 @@ impl Runners {
             log_gc: Worker::start("raftlog-gc", COMPACT_BATCH_MAX, move |compacts| gc.run(merge(compacts)))?,
             scheduler,
             sender,
+            router: completions,
         })
     }
 
@@ -101,6 +104,13 @@ impl Runners {
             Task::SendSnapshot { key, message } => self.sender.send(key, message),
             Task::Report(report) => self.scheduler.report(*report),
             Task::AskMembership { region_id, peer_id } => self.scheduler.ask_membership(region_id, peer_id),
+            Task::AskSplit { region, count } => self.scheduler.ask_split(&region, count),
+            Task::ReportSplit { regions } => self.scheduler.report_split(regions),
+            Task::CheckSplit { region, .. } => self.router.complete(Input::SplitChecked {
+                region_id: region.region.id,
+                version: region.version(),
+                result: Err("not looked at".into()),
+            }),
         }
     }
 }

@@ -58,18 +58,18 @@ impl RegionStore {
         Ok(BuiltSnapshot { key, region: described, manifest: manifest.encode() })
     }
 
-    /// Replaces the region's log and data by a received snapshot; the snapshot's files stay.
+    /// Replaces the region's log and the data in the range of `clear` by a received snapshot; its files stay.
     pub fn apply_snapshot(
         &self,
         key: &SnapKey,
-        region: &RegionMeta,
+        clear: &RegionMeta,
         intent: &WriteBatch,
         log: &RegionLogWrite,
         done: &WriteBatch,
     ) -> Result<(), SnapError> {
         self.engine.write(intent, SYNCED)?;
         let _durable = self.log.append(&LogWrite { regions: vec![log.clone()] }, true)?;
-        self.snaps.apply(&*self.engine, key, &ranges::of_region(region))?;
+        self.snaps.apply(&*self.engine, key, &ranges::of_region(clear))?;
         self.engine.write(done, SYNCED)?;
         Ok(())
     }
@@ -127,8 +127,8 @@ impl RegionRunner {
                 let result = self.store.build_snapshot(region_id).map_err(|e| e.to_string());
                 self.router.complete(Input::SnapshotBuilt { region_id, result });
             }
-            Task::ApplySnapshot { key, region, intent, log, done } => {
-                if let Err(error) = self.store.apply_snapshot(key, region, intent, log, done) {
+            Task::ApplySnapshot { key, clear, intent, log, done, .. } => {
+                if let Err(error) = self.store.apply_snapshot(key, clear, intent, log, done) {
                     tracing::error!(snapshot = %key, %error, "snapshot not put in place; trying again");
                     return Some(task);
                 }
@@ -146,6 +146,9 @@ impl RegionRunner {
             }
             Task::SendSnapshot { .. }
             | Task::CompactLog { .. }
+            | Task::CheckSplit { .. }
+            | Task::AskSplit { .. }
+            | Task::ReportSplit { .. }
             | Task::Report(_)
             | Task::AskMembership { .. } => {
                 tracing::error!(?task, "not a region task");

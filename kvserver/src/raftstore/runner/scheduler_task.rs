@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use futures::StreamExt;
 use kvproto::{eraftpb, metapb, pdpb};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -17,14 +18,19 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::engine::RangeEstimate;
-use crate::raftstore::message::input::{ChangePeerKind, MembershipAnswer, RegionReport};
+use crate::raftstore::message::input::{ChangePeerKind, MembershipAnswer, RegionReport, SplitIds};
 use crate::raftstore::message::{Input, RegionCommand};
+use crate::raftstore::meta::region_view::RegionMeta;
 use crate::raftstore::router::Router;
 use crate::raftstore::scheduler_client::{Error, HeartbeatStream, SchedulerClient};
 
 /// Pauses before a broken stream is opened again.
 const REOPEN_MIN: Duration = Duration::from_millis(100);
 const REOPEN_MAX: Duration = Duration::from_secs(2);
+/// Splits that the scheduler was not told of yet.
+const DIVIDED_MAX: usize = 1_024;
+/// Questions for ids on their way at once.
+const SPLITS_AT_ONCE: usize = 16;
 
 /// Figures that only the store as a whole knows.
 pub trait StoreFigures: Send + Sync + 'static {
@@ -49,6 +55,11 @@ struct Shared {
     /// Peers with doubts, by region.
     questions: Mutex<BTreeMap<u64, u64>>,
     new_question: Notify,
+    /// Regions to be divided, and how many ids each needs.
+    splits: Mutex<BTreeMap<u64, (metapb::Region, u32)>>,
+    /// Regions that came of splits and were not told of yet.
+    divided: Mutex<Vec<Vec<metapb::Region>>>,
+    new_split: Notify,
     report_store: Notify,
     bytes_written: AtomicU64,
     keys_written: AtomicU64,
@@ -88,6 +99,22 @@ impl SchedulerTask {
         self.shared.new_question.notify_one();
     }
 
+    /// Asks for the ids of `count` regions that `region` is to be divided into besides itself. A region asks once at a time.
+    pub fn ask_split(&self, region: &RegionMeta, count: u32) {
+        self.shared.splits.lock().insert(region.region.id, (region.region.clone(), count));
+        self.shared.new_split.notify_one();
+    }
+
+    /// Takes the regions that a split made in. When too many wait they are dropped: heartbeats tell of them too.
+    pub fn report_split(&self, regions: Vec<metapb::Region>) {
+        let mut divided = self.shared.divided.lock();
+        if divided.len() < DIVIDED_MAX {
+            divided.push(regions);
+        }
+        drop(divided);
+        self.shared.new_split.notify_one();
+    }
+
     /// Reports the store now instead of at its next time.
     pub fn report_store_now(&self) {
         self.shared.report_store.notify_one();
@@ -111,8 +138,10 @@ impl SchedulerTask {
         let (shared, o) = of();
         let store = until_stop(Box::pin(async move { shared.report_store(&o).await }));
         let (shared, o) = of();
+        let splits = until_stop(Box::pin(async move { shared.serve_splits(&o).await }));
+        let (shared, o) = of();
         let questions = until_stop(Box::pin(async move { shared.ask(&o).await }));
-        vec![regions, store, questions]
+        vec![regions, store, questions, splits]
     }
 }
 
@@ -214,6 +243,21 @@ impl Shared {
         }
     }
 
+    async fn serve_splits(&self, o: &SchedulerTaskOptions) {
+        loop {
+            self.new_split.notified().await;
+            let divided = std::mem::take(&mut *self.divided.lock());
+            for regions in divided {
+                if let Err(error) = o.scheduler.report_split(regions).await {
+                    tracing::debug!(%error, "the scheduler was not told of a split; heartbeats will");
+                }
+            }
+            let splits = std::mem::take(&mut *self.splits.lock());
+            let asked = splits.into_values().map(|(region, count)| ask_split(o, region, count));
+            futures::stream::iter(asked).buffer_unordered(SPLITS_AT_ONCE).collect::<()>().await;
+        }
+    }
+
     async fn ask(&self, o: &SchedulerTaskOptions) {
         loop {
             self.new_question.notified().await;
@@ -231,6 +275,17 @@ impl Shared {
             }
         }
     }
+}
+
+async fn ask_split(o: &SchedulerTaskOptions, region: metapb::Region, count: u32) {
+    let (region_id, version) = (region.id, region.region_epoch.unwrap_or_default().version);
+    let ids = o.scheduler.ask_split(region, count).await;
+    let result = ids.map_err(|e| e.to_string()).map(|ids| {
+        ids.into_iter()
+            .map(|id| SplitIds { region_id: id.new_region_id, peer_ids: id.new_peer_ids })
+            .collect()
+    });
+    o.router.complete(Input::SplitIds { region_id, version, result });
 }
 
 fn request(report: RegionReport, figures: &dyn StoreFigures) -> pdpb::RegionHeartbeatRequest {
@@ -278,13 +333,16 @@ fn command(order: pdpb::RegionHeartbeatResponse) -> Option<RegionCommand> {
     if let Some(pdpb::TransferLeader { peer: Some(peer), .. }) = order.transfer_leader {
         return Some(RegionCommand::TransferLeader { peer });
     }
+    if let Some(pdpb::SplitRegion { policy, keys }) = order.split_region {
+        let by_keys = policy == pdpb::CheckPolicy::Usekey as i32;
+        return Some(RegionCommand::Split { boundaries: if by_keys { keys } else { Vec::new() } });
+    }
     tracing::warn!(region = order.region_id, "an order of a kind that this build does not know");
     None
 }
 
 #[cfg(test)]
 mod tests {
-    use futures::StreamExt;
     use futures::channel::mpsc;
 
     use super::*;

@@ -99,6 +99,25 @@ impl SchedulerClient for FakeScheduler {
         async move { Ok(self.state.lock().regions.iter().find(|r| r.id == region_id).cloned()) }.boxed()
     }
 
+    fn ask_split(&self, region: metapb::Region, count: u32) -> BoxFuture<'_, Result<Vec<pdpb::SplitId>>> {
+        let mut state = self.state.lock();
+        let mut id = || {
+            state.last_id += 1;
+            state.last_id
+        };
+        let mut ids = Vec::new();
+        for _ in 0..count {
+            let (new_region_id, new_peer_ids) = (id(), region.peers.iter().map(|_| id()).collect());
+            ids.push(pdpb::SplitId { new_region_id, new_peer_ids });
+        }
+        async move { Ok(ids) }.boxed()
+    }
+
+    fn report_split(&self, regions: Vec<metapb::Region>) -> BoxFuture<'_, Result<()>> {
+        self.state.lock().regions.extend(regions);
+        async move { Ok(()) }.boxed()
+    }
+
     fn store_heartbeat(&self, _: pdpb::StoreStats) -> BoxFuture<'_, Result<()>> {
         async move { Ok(()) }.boxed()
     }

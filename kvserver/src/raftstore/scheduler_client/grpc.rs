@@ -72,6 +72,14 @@ impl SchedulerClient for kvclient::SchedulerClient {
         self.get_region_by_id(region_id).map(|found| Ok(found?.map(|info| info.region))).boxed()
     }
 
+    fn ask_split(&self, region: metapb::Region, count: u32) -> BoxFuture<'_, Result<Vec<pdpb::SplitId>>> {
+        self.ask_batch_split(region, count, pdpb::SplitReason::Size).boxed()
+    }
+
+    fn report_split(&self, regions: Vec<metapb::Region>) -> BoxFuture<'_, Result<()>> {
+        self.report_batch_split(regions).boxed()
+    }
+
     fn store_heartbeat(&self, stats: pdpb::StoreStats) -> BoxFuture<'_, Result<()>> {
         kvclient::SchedulerClient::store_heartbeat(self, stats).map(|reply| reply.map(drop)).boxed()
     }

@@ -63,6 +63,12 @@ pub trait SchedulerClient: Send + Sync + 'static {
     /// A region by number; `None` when none is known.
     fn region(&self, region_id: u64) -> BoxFuture<'_, Result<Option<metapb::Region>>>;
 
+    /// Ids for `count` regions that `region` is to be divided into besides itself.
+    fn ask_split(&self, region: metapb::Region, count: u32) -> BoxFuture<'_, Result<Vec<pdpb::SplitId>>>;
+
+    /// Tells of the regions that a split made, in key order.
+    fn report_split(&self, regions: Vec<metapb::Region>) -> BoxFuture<'_, Result<()>>;
+
     /// Reports how the store is doing.
     fn store_heartbeat(&self, stats: pdpb::StoreStats) -> BoxFuture<'_, Result<()>>;
 

@@ -307,7 +307,14 @@ mod tests {
     fn message(region_id: u64) -> PeerMessage {
         let peer = |id| metapb::Peer { id, store_id: id, ..Default::default() };
         let epoch = metapb::RegionEpoch::default();
-        PeerMessage { region_id, from: peer(1), to: peer(2), epoch, payload: Payload::CheckStale }
+        PeerMessage {
+            region_id,
+            from: peer(1),
+            to: peer(2),
+            epoch,
+            range: None,
+            payload: Payload::CheckStale,
+        }
     }
 
     #[tokio::test]
