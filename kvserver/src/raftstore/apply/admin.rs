@@ -41,10 +41,10 @@ impl Delegate {
         for region in division.children {
             let Some(peer) = region::peer_on_store(&region, self.peer.store_id).copied() else { continue };
             let skipped = skip.contains(&region.id);
-            if !skipped {
-                bootstrap::born(&region, &peer, batch);
-            }
             children.push(Child { meta: meta(region)?, peer, skipped });
+        }
+        for child in children.iter().filter(|c| !c.skipped) {
+            bootstrap::born(&child.meta.region, &child.peer, batch);
         }
         let state = RegionState::new(PeerState::Normal, &derived.region, &self.peer);
         batch.put(Cf::Meta, keys::region_state(derived.region.id), values::encode(&state));

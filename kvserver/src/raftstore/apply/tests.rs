@@ -9,6 +9,7 @@ use crate::raftstore::bootstrap::first_region;
 use crate::raftstore::message::input::ChangePeerKind;
 use crate::raftstore::message::write_set::{self, WriteSet};
 use crate::raftstore::op::conf_change;
+use crate::raftstore::op::split::{SplitCommand, SplitPart};
 
 fn applier() -> Applier {
     let mut applier = Applier::new(BoundaryForm::Encoded);
@@ -109,4 +110,45 @@ fn a_membership_change_is_recorded_synced_and_refused_when_repeated() {
     assert_eq!(applied.refused.len(), 1);
     let record = keys::region_state(1);
     assert!(batch.ops().iter().any(|op| matches!(op, Op::Put { key, .. } if *key == record)));
+}
+
+fn split_at(cuts: &[(&'static str, u64)], conf_ver: u64) -> Bytes {
+    let part = |(cut, id): &(&'static str, u64)| SplitPart {
+        boundary: BoundaryForm::Encoded.boundary(Bytes::from(*cut)),
+        region_id: *id,
+        peer_ids: vec![id * 10],
+    };
+    let parts = cuts.iter().map(part).collect();
+    write_set::split(1, &SplitCommand { conf_ver, stores: vec![1], parts, right_derive: true })
+}
+
+#[test]
+fn a_split_writes_the_records_of_all_its_regions_in_one_synced_batch_but_not_of_those_it_must_skip() {
+    let mut applier = applier();
+    // The applier was told to leave region 9 alone.
+    let entries = vec![
+        entry(6, 6, split_at(&[("f", 8), ("m", 9)], 1)),
+        entry(7, 6, put(1, "a")),
+        entry(8, 6, put(3, "z")),
+    ];
+    let (applied, batch) = apply(&mut applier, entries);
+    assert!(applied.must_sync());
+    let [AdminOutcome::Split { index: 6, derived, children }] = &applied.admin[..] else {
+        panic!("{:?}", applied.admin)
+    };
+    assert_eq!((derived.version(), &derived.start[..]), (3, &b"m"[..]));
+    let born: Vec<_> = children.iter().map(|c| (c.meta.region.id, c.peer.id, c.skipped)).collect();
+    assert_eq!(born, [(8, 80, false), (9, 90, true)]);
+    let has = |key: Bytes| batch.ops().iter().any(|op| matches!(op, Op::Put { key: k, .. } if *k == key));
+    assert!(has(keys::region_state(8)) && has(keys::apply_state(8)) && has(keys::region_state(1)));
+    assert!(!has(keys::region_state(9)) && !has(keys::apply_state(9)));
+    assert!(matches!(applied.refused[..], [(7, RegionError::EpochNotMatch { .. })]), "written for version 1");
+}
+
+#[test]
+fn a_split_of_another_membership_is_refused_and_changes_nothing() {
+    let (applied, batch) = apply(&mut applier(), vec![entry(6, 6, split_at(&[("f", 8)], 4))]);
+    assert!(matches!(applied.refused[..], [(6, RegionError::ServerIsBusy { .. })]));
+    assert!(applied.admin.is_empty() && !applied.must_sync());
+    assert_eq!(batch.ops().len(), 1, "only the applied index moves");
 }

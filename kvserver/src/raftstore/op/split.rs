@@ -412,3 +412,73 @@ impl RaftPeer {
         self.split(SplitRequest { ctx: context, keys, done }, ctx, out);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn region() -> Region {
+        let peer = |id, store_id| Peer { id, store_id, ..Default::default() };
+        let region_epoch = Some(RegionEpoch { conf_ver: 3, version: 7 });
+        let (start_key, end_key) = (Bytes::from("b"), Bytes::from("y"));
+        Region {
+            id: 1,
+            start_key,
+            end_key,
+            region_epoch,
+            peers: vec![peer(11, 1), peer(12, 2)],
+            ..Default::default()
+        }
+    }
+
+    fn command(cuts: &[&'static str], right_derive: bool) -> SplitCommand {
+        let part = |(n, cut): (u64, &&'static str)| SplitPart {
+            boundary: Bytes::from(*cut),
+            region_id: n,
+            peer_ids: vec![n * 10 + 1, n * 10 + 2],
+        };
+        let parts = (2..).zip(cuts).map(part).collect();
+        SplitCommand { conf_ver: 3, stores: vec![1, 2], parts, right_derive }
+    }
+
+    fn shape(r: &Region) -> (u64, &[u8], &[u8], u64) {
+        (r.id, &r.start_key, &r.end_key, epoch(r).version)
+    }
+
+    #[test]
+    fn the_pieces_tile_the_region_and_share_its_new_version() {
+        let right = divide(&region(), &command(&["f", "m"], true)).unwrap();
+        assert_eq!(shape(&right.derived), (1, &b"m"[..], &b"y"[..], 9));
+        let children: Vec<_> = right.children.iter().map(shape).collect();
+        assert_eq!(children, [(2, &b"b"[..], &b"f"[..], 9), (3, &b"f"[..], &b"m"[..], 9)]);
+        assert_eq!(
+            right.children[1].peers.iter().map(|p| (p.id, p.store_id)).collect::<Vec<_>>(),
+            [(31, 1), (32, 2)]
+        );
+        let left = divide(&region(), &command(&["f", "m"], false)).unwrap();
+        assert_eq!(shape(&left.derived), (1, &b"b"[..], &b"f"[..], 9));
+        let children: Vec<_> = left.children.iter().map(shape).collect();
+        assert_eq!(children, [(2, &b"f"[..], &b"m"[..], 9), (3, &b"m"[..], &b"y"[..], 9)]);
+    }
+
+    #[test]
+    fn boundaries_outside_or_out_of_order_are_refused() {
+        for cuts in [&["b"][..], &["y"], &["a"], &["z"], &["m", "f"], &["f", "f"], &[]] {
+            assert_eq!(divide(&region(), &command(cuts, true)), Err(Refusal::Boundaries), "{cuts:?}");
+        }
+    }
+
+    #[test]
+    fn a_changed_membership_and_ids_that_do_not_fit_are_refused() {
+        let stale = SplitCommand { conf_ver: 2, ..command(&["f"], true) };
+        assert_eq!(divide(&region(), &stale), Err(Refusal::StaleEpoch));
+        let other_stores = SplitCommand { stores: vec![2, 1], ..command(&["f"], true) };
+        assert_eq!(divide(&region(), &other_stores), Err(Refusal::Ids));
+        let mut short = command(&["f"], true);
+        short.parts[0].peer_ids.pop();
+        assert_eq!(divide(&region(), &short), Err(Refusal::Ids));
+        let mut itself = command(&["f"], true);
+        itself.parts[0].region_id = 1;
+        assert_eq!(divide(&region(), &itself), Err(Refusal::Ids));
+    }
+}
