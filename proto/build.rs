@@ -13,6 +13,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "tikvpb",
         "eraftpb",
         "healthpb",
+        "mvccpb",
+        "etcdserverpb",
     ];
     let files: Vec<String> = names.iter().map(|n| format!("proto/{n}.proto")).collect();
     println!("cargo:rerun-if-changed=proto");

@@ -23,6 +23,8 @@ package!(raft_serverpb, "raft_serverpb");
 package!(tikvpb, "tikvpb");
 package!(eraftpb, "eraftpb");
 package!(health, "grpc.health.v1");
+package!(mvccpb, "mvccpb");
+package!(etcdserverpb, "etcdserverpb");
 
 pub mod key;
 pub mod limits;

@@ -14,10 +14,13 @@ mod split;
 
 use std::collections::BTreeSet;
 
+use bytes::Bytes;
+use kvproto::mvccpb::KeyValue;
 use kvproto::{keyspacepb, metapb, pdpb};
 
 use crate::coordinator::Coordinator;
 use crate::core::basic_cluster::BasicCluster;
+use crate::core::client_keys::ClientKeys;
 use crate::core::region::RegionInfo;
 use crate::core::store::{StoreInfo, StoreState};
 use crate::error::ClusterError;
@@ -54,6 +57,7 @@ pub struct Cluster {
     traits: Option<pdpb::ClusterTraits>,
     basic: BasicCluster,
     keyspaces: Keyspaces,
+    client_keys: ClientKeys,
     coordinator: Coordinator,
 }
 
@@ -67,6 +71,7 @@ impl Cluster {
             traits: None,
             basic: BasicCluster::default(),
             keyspaces: Keyspaces::default(),
+            client_keys: ClientKeys::default(),
             coordinator: Coordinator::default(),
         }
     }
@@ -77,6 +82,7 @@ impl Cluster {
             MetaWrite::Bootstrapped(traits) => self.traits = Some(traits),
             MetaWrite::Store(meta) => self.basic.put_store(StoreInfo::new(meta, now_ms)),
             MetaWrite::Keyspace(meta) => self.keyspaces.put(meta),
+            MetaWrite::ClientKey(kept) => self.client_keys.restore(kept),
             MetaWrite::RegionGone(_) => {}
             MetaWrite::Region(meta) => {
                 let region = RegionInfo::from_meta(meta).map_err(crate::error::Error::StoredRegion)?;
@@ -116,6 +122,33 @@ impl Cluster {
     /// Keyspaces.
     pub fn keyspaces(&self) -> &Keyspaces {
         &self.keyspaces
+    }
+
+    /// What clients keep here.
+    pub fn client_keys(&self) -> &ClientKeys {
+        &self.client_keys
+    }
+
+    /// Sets a key of clients. Returns the revision of the change and what stood there before.
+    pub fn put_client_key(
+        &mut self,
+        key: Bytes,
+        value: Bytes,
+    ) -> Result<((i64, Option<KeyValue>), Output), ClusterError> {
+        let (now, before) = self.client_keys.put(key, value)?;
+        let revision = now.mod_revision;
+        Ok(((revision, before), Output { writes: vec![MetaWrite::ClientKey(now)], ..Output::default() }))
+    }
+
+    /// Raises a number that is kept among the keys of clients; it never goes back. Returns what stands there now.
+    pub fn raise_client_number(
+        &mut self,
+        key: &'static [u8],
+        to: u64,
+    ) -> Result<(u64, Output), ClusterError> {
+        let (number, stored) = self.client_keys.raise(key, to)?;
+        let writes = stored.into_iter().map(MetaWrite::ClientKey).collect();
+        Ok((number, Output { writes, ..Output::default() }))
     }
 
     /// The running operator of a region.

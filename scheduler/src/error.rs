@@ -2,6 +2,7 @@
 
 use kvproto::pdpb;
 
+use crate::core::client_keys::ClientKeyError;
 use crate::core::region::InvalidRegion;
 use crate::core::region_tree::Stale;
 use crate::kv::KvError;
@@ -50,6 +51,10 @@ pub enum ClusterError {
     RangeHasGaps,
     #[error("keyspace {0} does not exist")]
     UnknownKeyspace(String),
+    #[error("timestamp {0}")]
+    InvalidTimestamp(String),
+    #[error(transparent)]
+    ClientKey(#[from] ClientKeyError),
 }
 
 impl ClusterError {
@@ -69,6 +74,8 @@ impl ClusterError {
             | ClusterError::InvalidStore(_)
             | ClusterError::ForeignId(_)
             | ClusterError::InvalidSplit(_)
+            | ClusterError::InvalidTimestamp(_)
+            | ClusterError::ClientKey(_)
             | ClusterError::InvalidRegion(_) => ErrorType::InvalidValue,
             ClusterError::UnknownStore(_)
             | ClusterError::TooFewStores { .. }

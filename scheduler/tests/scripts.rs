@@ -354,6 +354,9 @@ impl Runner {
                 MetaWrite::Keyspace(meta) => {
                     let _ = writeln!(text, "write: keyspace {}", meta.name);
                 }
+                MetaWrite::ClientKey(kept) => {
+                    let _ = writeln!(text, "write: client key {:?}", kept.key);
+                }
             }
         }
         for event in &out.events {

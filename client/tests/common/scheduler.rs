@@ -265,6 +265,12 @@ impl Pd for Member {
         ask_batch_split: AskBatchSplitRequest => AskBatchSplitResponse;
         report_batch_split: ReportBatchSplitRequest => ReportBatchSplitResponse;
         get_cluster_info: GetClusterInfoRequest => GetClusterInfoResponse;
+        is_snapshot_recovering: IsSnapshotRecoveringRequest => IsSnapshotRecoveringResponse;
+        get_gc_safe_point: GetGcSafePointRequest => GetGcSafePointResponse;
+        update_gc_safe_point: UpdateGcSafePointRequest => UpdateGcSafePointResponse;
+        get_external_timestamp: GetExternalTimestampRequest => GetExternalTimestampResponse;
+        set_external_timestamp: SetExternalTimestampRequest => SetExternalTimestampResponse;
+        get_min_ts: GetMinTsRequest => GetMinTsResponse;
     }
 }
 

@@ -268,6 +268,10 @@ impl Tikv for Store {
         raw_scan: RawScanRequest => RawScanResponse;
         raw_batch_scan: RawBatchScanRequest => RawBatchScanResponse;
         raw_delete_range: RawDeleteRangeRequest => RawDeleteRangeResponse;
+        broadcast_txn_status: BroadcastTxnStatusRequest => BroadcastTxnStatusResponse;
+        get_lock_wait_info: GetLockWaitInfoRequest => GetLockWaitInfoResponse;
+        check_leader: CheckLeaderRequest => CheckLeaderResponse;
+        read_index: ReadIndexRequest => ReadIndexResponse;
         raft: Streaming<RaftMessage> => Done;
         batch_raft: Streaming<BatchRaftMessage> => Done;
         snapshot: Streaming<SnapshotChunk> => Done;

@@ -18,11 +18,11 @@ use super::admission::{Admission, Cost, Permit};
 use super::batch_service::BatchStream;
 use super::convert::raw::{RawCommands, RawWrite};
 use super::convert::{Failure, Reply, region_error};
-use super::raft_service;
+use super::{raft_service, region_service};
 use crate::clock;
 use crate::error::RegionError;
 use crate::metrics::{Command, Metrics};
-use crate::storage::store::RaftIngress;
+use crate::storage::store::{RaftIngress, Store};
 
 /// How long a request waits for room before it is shed. Shorter than the patience of every client.
 pub const ADMISSION_WAIT: Duration = Duration::from_millis(1_000);
@@ -41,6 +41,7 @@ pub struct Shared {
     pub raw: RawCommands,
     pub admission: Arc<Admission>,
     pub metrics: Arc<Metrics>,
+    pub store: Arc<dyn Store>,
     pub ingress: Option<Arc<dyn RaftIngress>>,
     pub store_id: u64,
     /// Cancelled when the server stops; streams end then, for they would never do so by themselves.
@@ -53,12 +54,12 @@ impl KvService {
         raw: RawCommands,
         admission: Arc<Admission>,
         metrics: Arc<Metrics>,
-        ingress: Option<Arc<dyn RaftIngress>>,
-        store_id: u64,
+        store: Arc<dyn Store>,
         stop: CancellationToken,
     ) -> KvService {
-        let feedbacks = AtomicU64::new(0);
-        KvService { shared: Arc::new(Shared { raw, admission, metrics, ingress, store_id, stop, feedbacks }) }
+        let (ingress, store_id, feedbacks) = (store.ingress(), store.store_id(), AtomicU64::new(0));
+        let shared = Shared { raw, admission, metrics, store, ingress, store_id, stop, feedbacks };
+        KvService { shared: Arc::new(shared) }
     }
 
     /// Admits, runs and times one request.
@@ -274,5 +275,34 @@ impl Tikv for KvService {
     ) -> Result<Response<pb::GetHealthFeedbackResponse>, Status> {
         let health_feedback = Some(self.shared.health_feedback());
         Ok(Response::new(pb::GetHealthFeedbackResponse { health_feedback, ..Default::default() }))
+    }
+    /// Advice about transactions; there are none to apply it to.
+    async fn broadcast_txn_status(
+        &self,
+        _request: Request<pb::BroadcastTxnStatusRequest>,
+    ) -> Result<Response<pb::BroadcastTxnStatusResponse>, Status> {
+        Ok(Response::new(pb::BroadcastTxnStatusResponse {}))
+    }
+
+    /// Without transactions nobody waits for a lock.
+    async fn get_lock_wait_info(
+        &self,
+        _request: Request<pb::GetLockWaitInfoRequest>,
+    ) -> Result<Response<pb::GetLockWaitInfoResponse>, Status> {
+        Ok(Response::new(pb::GetLockWaitInfoResponse::default()))
+    }
+
+    async fn check_leader(
+        &self,
+        request: Request<pb::CheckLeaderRequest>,
+    ) -> Result<Response<pb::CheckLeaderResponse>, Status> {
+        Ok(Response::new(region_service::check_leader(&self.shared, request.get_ref())))
+    }
+
+    async fn read_index(
+        &self,
+        request: Request<pb::ReadIndexRequest>,
+    ) -> Result<Response<pb::ReadIndexResponse>, Status> {
+        Ok(Response::new(region_service::read_index(&self.shared, request.get_ref()).await))
     }
 }

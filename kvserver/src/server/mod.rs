@@ -29,6 +29,7 @@ pub mod health;
 pub mod kv_service;
 pub mod raft_service;
 pub mod read_pool;
+mod region_service;
 mod standalone;
 mod standalone_pd;
 mod standalone_tso;
@@ -163,8 +164,7 @@ impl Server {
             RawCommands::new(raw),
             admission.clone(),
             metrics.clone(),
-            store.ingress(),
-            store.store_id(),
+            store.clone(),
             stop.clone(),
         );
         let routes = Routes::new(kv_server(service, config.server.grpc_compression_type))

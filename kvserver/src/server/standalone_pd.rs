@@ -117,6 +117,10 @@ impl StandalonePd {
         Err(Status::unimplemented("a standalone server is a cluster of one: other stores cannot join it"))
     }
 
+    fn raw_only<T>(&self) -> Reply<T> {
+        Err(Status::unimplemented("a standalone server keeps no timestamps of transactions"))
+    }
+
     /// The keyspace, which only a v2 cluster has.
     fn keyspace(&self, wanted: bool) -> Option<ks::KeyspaceMeta> {
         let v2 = self.shared.api == ApiVersion::V2;
@@ -336,6 +340,49 @@ impl Pd for StandalonePd {
         _: Request<pdpb::ReportBatchSplitRequest>,
     ) -> Reply<pdpb::ReportBatchSplitResponse> {
         self.store_only()
+    }
+
+    async fn is_snapshot_recovering(
+        &self,
+        request: Request<pdpb::IsSnapshotRecoveringRequest>,
+    ) -> Reply<pdpb::IsSnapshotRecoveringResponse> {
+        self.check(&request.get_ref().header)?;
+        Ok(Response::new(pdpb::IsSnapshotRecoveringResponse { header: self.header(), marked: false }))
+    }
+
+    async fn get_min_ts(&self, request: Request<pdpb::GetMinTsRequest>) -> Reply<pdpb::GetMinTsResponse> {
+        let request =
+            pdpb::TsoRequest { header: request.into_inner().header, count: 1, ..Default::default() };
+        let taken = self.timestamps(request).await?;
+        Ok(Response::new(pdpb::GetMinTsResponse { header: taken.header, timestamp: taken.timestamp }))
+    }
+
+    async fn get_gc_safe_point(
+        &self,
+        _: Request<pdpb::GetGcSafePointRequest>,
+    ) -> Reply<pdpb::GetGcSafePointResponse> {
+        self.raw_only()
+    }
+
+    async fn update_gc_safe_point(
+        &self,
+        _: Request<pdpb::UpdateGcSafePointRequest>,
+    ) -> Reply<pdpb::UpdateGcSafePointResponse> {
+        self.raw_only()
+    }
+
+    async fn get_external_timestamp(
+        &self,
+        _: Request<pdpb::GetExternalTimestampRequest>,
+    ) -> Reply<pdpb::GetExternalTimestampResponse> {
+        self.raw_only()
+    }
+
+    async fn set_external_timestamp(
+        &self,
+        _: Request<pdpb::SetExternalTimestampRequest>,
+    ) -> Reply<pdpb::SetExternalTimestampResponse> {
+        self.raw_only()
     }
 
     type RegionHeartbeatStream = BoxStream<'static, Result<pdpb::RegionHeartbeatResponse, Status>>;

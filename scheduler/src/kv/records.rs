@@ -5,7 +5,7 @@
 //! guessed at or skipped. Ids in keys are big-endian, so that ranges come back in id order.
 
 use bytes::{BufMut, Bytes, BytesMut};
-use kvproto::{keyspacepb, metapb, pdpb};
+use kvproto::{keyspacepb, metapb, mvccpb, pdpb};
 use prost::Message;
 
 use super::Op;
@@ -23,6 +23,7 @@ const TRAITS: &[u8] = b"m/traits";
 const STORE: &[u8] = b"m/store/";
 const REGION: &[u8] = b"m/region/";
 const KEYSPACE: &[u8] = b"m/keyspace/";
+const CLIENT_KEY: &[u8] = b"m/client/";
 
 /// First key of the records that make up a cluster's state.
 pub const RECORDS_START: &[u8] = b"m/";
@@ -50,6 +51,8 @@ pub enum MetaWrite {
     Region(metapb::Region),
     RegionGone(u64),
     Keyspace(keyspacepb::KeyspaceMeta),
+    /// A key that clients keep here.
+    ClientKey(mvccpb::KeyValue),
 }
 
 impl MetaWrite {
@@ -68,6 +71,9 @@ impl MetaWrite {
             MetaWrite::Keyspace(meta) => {
                 Op::Put(key(KEYSPACE, u64::from(crate::keyspace::id_of(meta))), encode(meta))
             }
+            MetaWrite::ClientKey(kept) => {
+                Op::Put([CLIENT_KEY, &kept.key[..]].concat().into(), encode(kept))
+            }
         }
     }
 
@@ -84,6 +90,9 @@ impl MetaWrite {
         }
         if key.starts_with(KEYSPACE) {
             return Ok(MetaWrite::Keyspace(message(key, value)?));
+        }
+        if key.starts_with(CLIENT_KEY) {
+            return Ok(MetaWrite::ClientKey(message(key, value)?));
         }
         Err(RecordError::UnknownKey(printable(key)))
     }
@@ -152,6 +161,7 @@ mod tests {
         round_trip(MetaWrite::Store(metapb::Store { id: 7, address: "a:1".into(), ..Default::default() }));
         round_trip(MetaWrite::Region(metapb::Region { id: 8, start_key: "k".into(), ..Default::default() }));
         round_trip(MetaWrite::Keyspace(crate::keyspace::default_keyspace(3)));
+        round_trip(MetaWrite::ClientKey(mvccpb::KeyValue { key: "/a/b".into(), ..Default::default() }));
         assert_eq!(decode_number(b"id_end", &encode_number(77)), Ok(77));
     }
 

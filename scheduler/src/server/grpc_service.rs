@@ -1,4 +1,4 @@
-//! The gRPC face: `pdpb.PD`, `keyspacepb.Keyspace` and the health check.
+//! The gRPC face: `pdpb.PD`.
 //!
 //! Holds no state. Every answer has a header with the cluster id; a refusal by the cluster is an error inside it,
 //! a foreign cluster id is FAILED_PRECONDITION, and metadata that cannot be written is UNAVAILABLE.
@@ -8,8 +8,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
-use kvproto::health::{HealthCheckRequest, HealthCheckResponse, health_check_response::ServingStatus};
-use kvproto::keyspacepb::{self, keyspace_server::Keyspace};
 use kvproto::pdpb::{self, pd_server::Pd};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -110,7 +108,7 @@ impl GrpcService {
 
     /// Looks something up in a bootstrapped cluster.
     #[allow(clippy::result_large_err, reason = "Status is what tonic wants")]
-    fn look_up<T: Default>(
+    pub(super) fn look_up<T: Default>(
         &self,
         look: impl FnOnce(&Cluster) -> Result<T, ClusterError>,
     ) -> Result<(Option<pdpb::ResponseHeader>, T), Status> {
@@ -434,6 +432,51 @@ impl Pd for GrpcService {
         }))
     }
 
+    /// No cluster of this program is restored from snapshots of disks.
+    async fn is_snapshot_recovering(
+        &self,
+        request: Request<pdpb::IsSnapshotRecoveringRequest>,
+    ) -> Result<Response<pdpb::IsSnapshotRecoveringResponse>, Status> {
+        self.check(request.get_ref().header.as_ref())?;
+        let header = Some(self.state.header());
+        Ok(Response::new(pdpb::IsSnapshotRecoveringResponse { header, marked: false }))
+    }
+
+    async fn get_gc_safe_point(
+        &self,
+        request: Request<pdpb::GetGcSafePointRequest>,
+    ) -> Result<Response<pdpb::GetGcSafePointResponse>, Status> {
+        self.safe_point(request.into_inner()).await
+    }
+
+    async fn update_gc_safe_point(
+        &self,
+        request: Request<pdpb::UpdateGcSafePointRequest>,
+    ) -> Result<Response<pdpb::UpdateGcSafePointResponse>, Status> {
+        self.raise_safe_point(request.into_inner()).await
+    }
+
+    async fn get_external_timestamp(
+        &self,
+        request: Request<pdpb::GetExternalTimestampRequest>,
+    ) -> Result<Response<pdpb::GetExternalTimestampResponse>, Status> {
+        self.external_timestamp(request.into_inner()).await
+    }
+
+    async fn set_external_timestamp(
+        &self,
+        request: Request<pdpb::SetExternalTimestampRequest>,
+    ) -> Result<Response<pdpb::SetExternalTimestampResponse>, Status> {
+        self.raise_external_timestamp(request.into_inner()).await
+    }
+
+    async fn get_min_ts(
+        &self,
+        request: Request<pdpb::GetMinTsRequest>,
+    ) -> Result<Response<pdpb::GetMinTsResponse>, Status> {
+        self.min_ts(request.into_inner()).await
+    }
+
     async fn tso(
         &self,
         request: Request<Streaming<pdpb::TsoRequest>>,
@@ -451,63 +494,6 @@ impl Pd for GrpcService {
         let (sender, commands) = mpsc::channel(QUEUE_MAX);
         tokio::spawn(Reporter::new(self.state.clone(), sender).run(request.into_inner()));
         Ok(Response::new(ReceiverStream::new(commands)))
-    }
-}
-
-#[tonic::async_trait]
-impl Keyspace for GrpcService {
-    async fn load_keyspace(
-        &self,
-        request: Request<keyspacepb::LoadKeyspaceRequest>,
-    ) -> Result<Response<keyspacepb::LoadKeyspaceResponse>, Status> {
-        let request = request.into_inner();
-        self.check(request.header.as_ref())?;
-        let (header, keyspace) =
-            self.look_up(|cluster| cluster.keyspace_by_name(&request.name).cloned().map(Some))?;
-        Ok(Response::new(keyspacepb::LoadKeyspaceResponse { header, keyspace }))
-    }
-
-    async fn load_keyspace_by_id(
-        &self,
-        request: Request<keyspacepb::LoadKeyspaceByIdRequest>,
-    ) -> Result<Response<keyspacepb::LoadKeyspaceResponse>, Status> {
-        let request = request.into_inner();
-        self.check(request.header.as_ref())?;
-        let id = match request.keyspace {
-            Some(keyspacepb::load_keyspace_by_id_request::Keyspace::Id(id)) => id,
-            None => 0,
-        };
-        let (header, keyspace) = self.look_up(|cluster| cluster.keyspace_by_id(id).cloned().map(Some))?;
-        Ok(Response::new(keyspacepb::LoadKeyspaceResponse { header, keyspace }))
-    }
-
-    async fn get_all_keyspaces(
-        &self,
-        request: Request<keyspacepb::GetAllKeyspacesRequest>,
-    ) -> Result<Response<keyspacepb::GetAllKeyspacesResponse>, Status> {
-        let request = request.into_inner();
-        self.check(request.header.as_ref())?;
-        let start = match request.start_keyspace {
-            Some(keyspacepb::get_all_keyspaces_request::StartKeyspace::StartId(id)) => id,
-            None => 0,
-        };
-        let (header, keyspaces) =
-            self.look_up(|cluster| Ok(cluster.keyspaces().list(start, request.limit).cloned().collect()))?;
-        Ok(Response::new(keyspacepb::GetAllKeyspacesResponse { header, keyspaces }))
-    }
-}
-
-#[tonic::async_trait]
-impl kvproto::health::health_server::Health for GrpcService {
-    async fn check(
-        &self,
-        _request: Request<HealthCheckRequest>,
-    ) -> Result<Response<HealthCheckResponse>, Status> {
-        let status = match self.state.writer.failure() {
-            Some(_) => ServingStatus::NotServing,
-            None => ServingStatus::Serving,
-        };
-        Ok(Response::new(HealthCheckResponse { status: status as i32 }))
     }
 }
 

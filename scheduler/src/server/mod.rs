@@ -4,15 +4,18 @@
 //! the state, make an id window and a timestamp window durable, and only then serve. At the end: streams end,
 //! connections finish, the last writes reach the disk.
 
+mod etcd_api;
 pub(crate) mod grpc_service;
 mod heartbeat_streams;
 mod http_api;
 mod http_json;
+mod keyspace_service;
 mod listener;
 pub(crate) mod meta_writer;
 mod metrics;
 mod split_service;
 pub(crate) mod state;
+mod timestamp_service;
 
 use std::hash::{BuildHasher, Hasher};
 use std::net::SocketAddr;
@@ -132,12 +135,16 @@ impl Drop for Server {
 }
 
 fn grpc_routes(state: &Arc<State>) -> axum::Router {
+    use kvproto::etcdserverpb::cluster_server::ClusterServer;
+    use kvproto::etcdserverpb::kv_server::KvServer;
     use kvproto::health::health_server::HealthServer;
     use kvproto::keyspacepb::keyspace_server::KeyspaceServer;
     use kvproto::pdpb::pd_server::PdServer;
     let service = GrpcService::new(state.clone());
     tonic::service::Routes::new(PdServer::new(service.clone()).accept_compressed(CompressionEncoding::Gzip))
         .add_service(KeyspaceServer::new(service.clone()).accept_compressed(CompressionEncoding::Gzip))
+        .add_service(KvServer::new(service.clone()).accept_compressed(CompressionEncoding::Gzip))
+        .add_service(ClusterServer::new(service.clone()).accept_compressed(CompressionEncoding::Gzip))
         .add_service(HealthServer::new(service).accept_compressed(CompressionEncoding::Gzip))
         .into_axum_router()
 }
