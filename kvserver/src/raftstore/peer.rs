@@ -56,10 +56,12 @@ impl StoreCtx {
         BoundaryForm::of_raw(self.config.api)
     }
 
-    /// The region and those that lie next to it here: what a client with an older view of it should know.
+    /// The region and those next to it here that may have been a part of it: what a client with an older view of it
+    /// should know. A split gives all parts the same version, so those with a smaller one are not.
     pub fn current_regions(&self, meta: &RegionMeta) -> Vec<metapb::Region> {
         let near = self.map.neighbours(meta.region.id, NEIGHBOURS_MAX);
-        let near = near.into_iter().filter_map(|id| self.views.get(id)).map(|(_, v)| v.meta.region.clone());
+        let near = near.into_iter().filter_map(|id| self.views.get(id));
+        let near = near.filter(|(_, v)| v.meta.version() >= meta.version()).map(|(_, v)| v.meta.region.clone());
         std::iter::once(meta.region.clone()).chain(near).collect()
     }
 }
