@@ -10,6 +10,8 @@
 //! - a refused input changes nothing;
 //! - a region has at most one operator, and commands are only about what the region's last heartbeat shows.
 
+mod operators;
+mod schedulers;
 mod split;
 
 use std::collections::BTreeSet;
@@ -18,7 +20,7 @@ use bytes::Bytes;
 use kvproto::mvccpb::KeyValue;
 use kvproto::{keyspacepb, metapb, pdpb};
 
-use crate::coordinator::Coordinator;
+use crate::coordinator::{Coordinator, Scene};
 use crate::core::basic_cluster::BasicCluster;
 use crate::core::client_keys::ClientKeys;
 use crate::core::region::RegionInfo;
@@ -26,7 +28,7 @@ use crate::core::store::{StoreInfo, StoreState};
 use crate::error::ClusterError;
 use crate::id::IdSource;
 use crate::keyspace::{self, Keyspaces};
-use crate::kv::records::MetaWrite;
+use crate::kv::records::{MetaWrite, RecordError};
 use crate::schedule::checker::Obstacle;
 use crate::schedule::operator::Operator;
 use crate::schedule::operator_controller::OperatorEvent;
@@ -36,6 +38,14 @@ pub use split::SPLIT_COUNT_MAX;
 
 /// Regions that a cluster may start with: many more than any layout needs.
 const FIRST_REGIONS_MAX: usize = 256;
+
+/// What decisions look at: everything but the coordinator itself, so that both may be borrowed.
+macro_rules! scene {
+    ($cluster:expr, $now_ms:expr) => {
+        Scene { basic: &$cluster.basic, config: &$cluster.config, now_ms: $now_ms }
+    };
+}
+use scene;
 
 /// What a call wants done.
 #[derive(Debug, Default, PartialEq)]
@@ -84,6 +94,12 @@ impl Cluster {
             MetaWrite::Keyspace(meta) => self.keyspaces.put(meta),
             MetaWrite::ClientKey(kept) => self.client_keys.restore(kept),
             MetaWrite::RegionGone(_) => {}
+            MetaWrite::Scheduler(record) => {
+                let name = record.name.clone();
+                if !self.coordinator.schedulers_mut().restore(record) {
+                    return Err(RecordError::UnknownKey(format!("scheduler {name}")).into());
+                }
+            }
             MetaWrite::Region(meta) => {
                 let region = RegionInfo::from_meta(meta).map_err(crate::error::Error::StoredRegion)?;
                 // Region records are written without waiting for the disk, so after a power cut an old record
@@ -258,9 +274,12 @@ impl Cluster {
         store.stats = Some(stats);
         store.last_seen_ms = now_ms;
         let node_state = store.meta.node_state();
+        if !was_usable || store.is_stopping() {
+            self.coordinator.store_changed();
+        }
         let mut out = Output::default();
         if !was_usable {
-            self.coordinator.check_waiting(&self.basic, &self.config, now_ms, ids, &mut out);
+            self.coordinator.check_waiting(scene!(self, now_ms), ids, &mut out);
         }
         Ok((node_state, out))
     }
@@ -282,18 +301,18 @@ impl Cluster {
         }
         let id = region.id();
         let mut out = Output::default();
-        self.take_in(region, &mut out)?;
-        self.coordinator.drive(id, &self.basic, &self.config, now_ms, ids, &mut out);
+        self.take_in(now_ms, region, &mut out)?;
+        self.coordinator.drive(scene!(self, now_ms), id, ids, &mut out);
         Ok(out)
     }
 
     /// Takes in a description of a region unless it is stale.
-    fn take_in(&mut self, region: RegionInfo, out: &mut Output) -> Result<(), ClusterError> {
+    fn take_in(&mut self, now_ms: u64, region: RegionInfo, out: &mut Output) -> Result<(), ClusterError> {
         let id = region.id();
         let change = self.basic.put_region(region)?;
         for gone in change.gone {
             out.writes.push(MetaWrite::RegionGone(gone));
-            self.coordinator.region_gone(gone, out);
+            self.coordinator.region_gone(now_ms, gone, out);
         }
         if change.meta_changed {
             out.writes.extend(self.basic.regions().get(id).map(|r| MetaWrite::Region(r.meta.clone())));
@@ -328,7 +347,7 @@ impl Cluster {
         }
         let leaving: Vec<u64> = self.basic.regions_on(id).take(self.config.operators_max).collect();
         for region in leaving {
-            self.coordinator.drive(region, &self.basic, &self.config, now_ms, ids, &mut out);
+            self.coordinator.drive(scene!(self, now_ms), region, ids, &mut out);
         }
         Ok(out)
     }
@@ -340,7 +359,7 @@ impl Cluster {
             return out;
         }
         self.bury_empty_stores(now_ms, &mut out);
-        self.coordinator.tick(&self.basic, &self.config, now_ms, ids, &mut out);
+        self.coordinator.tick(scene!(self, now_ms), ids, &mut out);
         out
     }
 

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::core::store::SilenceLimits;
 use crate::error::Error;
 use crate::schedule::ScheduleConfig;
+use crate::schedule::store_limit::StoreLimit;
 
 /// The whole configuration of one scheduler.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -68,8 +69,12 @@ pub struct ScheduleSection {
     pub max_store_down_time: ReadableDuration,
     /// How long a store may be silent before it gets no new replicas.
     pub store_disconnect_time: ReadableDuration,
-    /// How many replica operators may run at once.
+    /// How many operators that repair replicas may run at once.
     pub replica_schedule_limit: usize,
+    /// How many operators that even out leaders may run at once; 0 stops that.
+    pub leader_schedule_limit: usize,
+    /// How many operators that even out replicas may run at once; 0 stops that.
+    pub region_schedule_limit: usize,
     /// A store with more snapshots in flight gets no new replicas.
     pub max_snapshot_count: u32,
     /// The used share of a store's space above which it gets no new replicas, unless 8 GiB are free all the same.
@@ -78,6 +83,23 @@ pub struct ScheduleSection {
     pub halt_scheduling: bool,
     /// Whether stores may split regions.
     pub enable_tikv_split_region: bool,
+    pub store_limit: StoreLimitSection,
+}
+
+/// How fast each store may gain and lose replicas, a minute. A small replica counts as a fifth, an empty one as
+/// nothing.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, rename_all = "kebab-case")]
+pub struct StoreLimitSection {
+    pub add_peer: u64,
+    pub remove_peer: u64,
+}
+
+impl Default for StoreLimitSection {
+    fn default() -> StoreLimitSection {
+        let StoreLimit { add_peer, remove_peer } = StoreLimit::default();
+        StoreLimitSection { add_peer, remove_peer }
+    }
 }
 
 impl Default for Config {
@@ -114,10 +136,13 @@ impl Default for ScheduleSection {
             max_store_down_time: ReadableDuration::from_millis(core.silence.down_ms),
             store_disconnect_time: ReadableDuration::from_millis(core.silence.disconnected_ms),
             replica_schedule_limit: core.operators_max,
+            leader_schedule_limit: core.leader_operators_max,
+            region_schedule_limit: core.region_operators_max,
             max_snapshot_count: core.snapshots_max,
             low_space_ratio: core.low_space_ratio,
             halt_scheduling: core.halt_scheduling,
             enable_tikv_split_region: core.splits_enabled,
+            store_limit: StoreLimitSection::default(),
         }
     }
 }
@@ -207,6 +232,12 @@ impl Config {
                 down_ms: self.schedule.max_store_down_time.as_millis(),
             },
             operators_max: self.schedule.replica_schedule_limit,
+            leader_operators_max: self.schedule.leader_schedule_limit,
+            region_operators_max: self.schedule.region_schedule_limit,
+            store_limit: StoreLimit {
+                add_peer: self.schedule.store_limit.add_peer,
+                remove_peer: self.schedule.store_limit.remove_peer,
+            },
             snapshots_max: self.schedule.max_snapshot_count,
             low_space_ratio: self.schedule.low_space_ratio,
             halt_scheduling: self.schedule.halt_scheduling,

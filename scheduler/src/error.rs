@@ -45,6 +45,14 @@ pub enum ClusterError {
     UnknownRegion(u64),
     #[error("region {region_id} cannot be split now: {reason}")]
     SplitRefused { region_id: u64, reason: String },
+    #[error("no operator for region {region_id}: {reason}")]
+    OperatorRefused { region_id: u64, reason: String },
+    #[error("region {0} has no operator")]
+    NoOperator(u64),
+    #[error("scheduler {0} is not there; add it first")]
+    UnknownScheduler(String),
+    #[error("invalid scheduler: {0}")]
+    InvalidScheduler(String),
     #[error("invalid report of a split: {0}")]
     InvalidSplit(String),
     #[error("regions do not cover the whole of the requested key range")]
@@ -69,6 +77,7 @@ impl ClusterError {
             ClusterError::TraitsDiffer { .. } => ErrorType::IncompatibleVersion,
             ClusterError::UnknownKeyspace(_) => ErrorType::EntryNotFound,
             ClusterError::UnknownRegion(_) => ErrorType::RegionNotFound,
+            ClusterError::NoOperator(_) | ClusterError::UnknownScheduler(_) => ErrorType::EntryNotFound,
             ClusterError::RangeHasGaps => ErrorType::RegionsNotContainAllKeyRange,
             ClusterError::InvalidBootstrap(_)
             | ClusterError::InvalidStore(_)
@@ -76,10 +85,12 @@ impl ClusterError {
             | ClusterError::InvalidSplit(_)
             | ClusterError::InvalidTimestamp(_)
             | ClusterError::ClientKey(_)
+            | ClusterError::InvalidScheduler(_)
             | ClusterError::InvalidRegion(_) => ErrorType::InvalidValue,
             ClusterError::UnknownStore(_)
             | ClusterError::TooFewStores { .. }
             | ClusterError::SplitRefused { .. }
+            | ClusterError::OperatorRefused { .. }
             | ClusterError::Stale(_) => ErrorType::Unknown,
         }
     }

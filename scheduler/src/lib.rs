@@ -16,6 +16,7 @@ pub mod keyspace;
 pub mod kv;
 pub mod member;
 pub mod schedule;
+pub mod schedulers;
 pub mod server;
 pub mod tso;
 

@@ -351,6 +351,9 @@ impl Runner {
                 MetaWrite::RegionGone(id) => {
                     let _ = writeln!(text, "write: region {id} is gone");
                 }
+                MetaWrite::Scheduler(record) => {
+                    let _ = writeln!(text, "write: {record:?}");
+                }
                 MetaWrite::Keyspace(meta) => {
                     let _ = writeln!(text, "write: keyspace {}", meta.name);
                 }

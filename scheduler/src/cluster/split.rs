@@ -5,7 +5,8 @@
 
 use kvproto::metapb;
 
-use super::{Cluster, Output};
+use super::{Cluster, Output, scene};
+use crate::coordinator::Scene;
 use crate::core::region::RegionInfo;
 use crate::error::ClusterError;
 use crate::id::IdSource;
@@ -77,8 +78,8 @@ impl Cluster {
                 inherit(&mut part, parent, count);
             }
             let id = part.id();
-            match self.take_in(part, &mut out) {
-                Ok(()) => self.coordinator.drive(id, &self.basic, &self.config, now_ms, ids, &mut out),
+            match self.take_in(now_ms, part, &mut out) {
+                Ok(()) => self.coordinator.drive(scene!(self, now_ms), id, ids, &mut out),
                 // Something newer covers it: it has been split again.
                 Err(ClusterError::Stale(_)) => {}
                 Err(error) => return Err(error),

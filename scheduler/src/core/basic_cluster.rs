@@ -1,10 +1,11 @@
 //! Stores and regions together, with an index of regions by store.
 //!
 //! Owns the store table, the region tree and the index. Invariant: `by_store[s].peers` is exactly the set of
-//! regions with a peer on store `s`, and `by_store[s].leaders` the number of those led from it. Everything is
-//! ordered, so that the same inputs give the same decisions.
+//! regions with a peer on store `s`, `by_store[s].leaders` those led from it, and `by_store[s].weight` the sum of
+//! the weights of the former. Everything is ordered, so that the same inputs give the same decisions.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 
 use super::region::RegionInfo;
 use super::region_tree::{RegionTree, Replaced, Stale};
@@ -14,7 +15,8 @@ use super::store::StoreInfo;
 #[derive(Debug, Default)]
 struct StoreRegions {
     peers: BTreeSet<u64>,
-    leaders: usize,
+    leaders: BTreeSet<u64>,
+    weight: u64,
 }
 
 /// What a region description changed.
@@ -32,6 +34,8 @@ pub struct BasicCluster {
     stores: BTreeMap<u64, StoreInfo>,
     regions: RegionTree,
     by_store: BTreeMap<u64, StoreRegions>,
+    /// Regions whose leader has reported since the start.
+    led: usize,
 }
 
 impl BasicCluster {
@@ -67,7 +71,29 @@ impl BasicCluster {
 
     /// How many regions are led from the store.
     pub fn leader_count(&self, store_id: u64) -> usize {
-        self.by_store.get(&store_id).map_or(0, |regions| regions.leaders)
+        self.by_store.get(&store_id).map_or(0, |regions| regions.leaders.len())
+    }
+
+    /// The weights of the replicas on the store, added up.
+    pub fn weight(&self, store_id: u64) -> u64 {
+        self.by_store.get(&store_id).map_or(0, |regions| regions.weight)
+    }
+
+    /// How many regions have a known leader: one that has reported since the start, or follows from a report.
+    pub fn led_count(&self) -> usize {
+        self.led
+    }
+
+    /// Regions led from the store: those with ids above `after`, then the others.
+    pub fn led_by(&self, store_id: u64, after: u64) -> impl Iterator<Item = &RegionInfo> {
+        let leaders = self.by_store.get(&store_id).map(|regions| &regions.leaders);
+        leaders.into_iter().flat_map(move |ids| from_cursor(ids, after)).filter_map(|id| self.regions.get(id))
+    }
+
+    /// Regions with a peer on the store: those with ids above `after`, then the others.
+    pub fn held_by(&self, store_id: u64, after: u64) -> impl Iterator<Item = &RegionInfo> {
+        let peers = self.by_store.get(&store_id).map(|regions| &regions.peers);
+        peers.into_iter().flat_map(move |ids| from_cursor(ids, after)).filter_map(|id| self.regions.get(id))
     }
 
     /// Regions with a peer on the store, in id order.
@@ -84,26 +110,39 @@ impl BasicCluster {
         match &former {
             Some(former) => {
                 change.meta_changed = former.meta != now.meta;
-                if change.meta_changed || former.leader_store() != now.leader_store() {
+                let is_indexed_as =
+                    former.leader_store() == now.leader_store() && former.weight() == now.weight();
+                if change.meta_changed || !is_indexed_as {
                     unindex(&mut self.by_store, former);
                     index(&mut self.by_store, now);
                 }
+                self.led -= usize::from(former.leader.is_some());
             }
             None => index(&mut self.by_store, now),
         }
+        self.led += usize::from(now.leader.is_some());
         for region in &covered {
             unindex(&mut self.by_store, region);
+            self.led -= usize::from(region.leader.is_some());
             change.gone.push(region.id());
         }
         Ok(change)
     }
 }
 
+/// The ids above `after`, then the others.
+fn from_cursor(ids: &BTreeSet<u64>, after: u64) -> impl Iterator<Item = u64> {
+    ids.range((Bound::Excluded(after), Bound::Unbounded)).chain(ids.range(..=after)).copied()
+}
+
 fn index(by_store: &mut BTreeMap<u64, StoreRegions>, region: &RegionInfo) {
     for peer in &region.meta.peers {
         let regions = by_store.entry(peer.store_id).or_default();
         regions.peers.insert(region.id());
-        regions.leaders += usize::from(region.leader_store() == Some(peer.store_id));
+        regions.weight += region.weight();
+        if region.leader_store() == Some(peer.store_id) {
+            regions.leaders.insert(region.id());
+        }
     }
 }
 
@@ -111,7 +150,8 @@ fn unindex(by_store: &mut BTreeMap<u64, StoreRegions>, region: &RegionInfo) {
     for peer in &region.meta.peers {
         let Some(regions) = by_store.get_mut(&peer.store_id) else { continue };
         regions.peers.remove(&region.id());
-        regions.leaders -= usize::from(region.leader_store() == Some(peer.store_id));
+        regions.leaders.remove(&region.id());
+        regions.weight -= region.weight();
         if regions.peers.is_empty() {
             by_store.remove(&peer.store_id);
         }
@@ -137,6 +177,35 @@ mod tests {
             },
             ..Default::default()
         }
+    }
+
+    #[test]
+    fn weights_and_known_leaders_follow_every_report() {
+        let mut cluster = BasicCluster::default();
+        let mut known = region(1, &[1, 2], 0, 1);
+        cluster.put_region(known.clone()).unwrap();
+        assert_eq!((cluster.led_count(), cluster.weight(1), cluster.weight(3)), (0, 10, 0));
+        known.approximate_size = 90;
+        known.leader = known.peer_on(2).copied();
+        cluster.put_region(known.clone()).unwrap();
+        assert_eq!((cluster.led_count(), cluster.weight(1), cluster.weight(2)), (1, 100, 100));
+        cluster.put_region(region(2, &[1], 1, 2)).unwrap();
+        assert_eq!((cluster.led_count(), cluster.weight(1), cluster.weight(2)), (1, 10, 0));
+    }
+
+    #[test]
+    fn a_walk_goes_round_from_the_cursor() {
+        let mut cluster = BasicCluster::default();
+        let bounds = ["", "a", "b", "c", ""];
+        for (id, pair) in (1..).zip(bounds.windows(2)) {
+            let mut part = region(id, &[1], 1, 1);
+            part.meta.start_key = pair[0].into();
+            part.meta.end_key = pair[1].into();
+            cluster.put_region(part).unwrap();
+        }
+        let ids: Vec<u64> = cluster.led_by(1, 2).map(RegionInfo::id).collect();
+        assert_eq!(ids, [3, 4, 1, 2]);
+        assert_eq!(cluster.held_by(1, 4).map(RegionInfo::id).next(), Some(1));
     }
 
     fn counts(cluster: &BasicCluster) -> Vec<(usize, usize)> {

@@ -35,6 +35,9 @@ pub struct RegionInfo {
     pub keys_read: u64,
 }
 
+/// What a replica costs (log, ticks, memory) even when it is empty, as if it were so many MiB of data.
+pub const IDLE_WEIGHT: u64 = 10;
+
 impl RegionInfo {
     /// A region without a known leader, from metadata.
     pub fn from_meta(meta: metapb::Region) -> Result<RegionInfo, InvalidRegion> {
@@ -111,6 +114,11 @@ impl RegionInfo {
     /// Peers that only follow.
     pub fn learners(&self) -> impl Iterator<Item = &metapb::Peer> {
         self.meta.peers.iter().filter(|peer| peer.role() == metapb::PeerRole::Learner)
+    }
+
+    /// How much a replica weighs in the balance of stores: its size in MiB, and what an idle one costs as well.
+    pub fn weight(&self) -> u64 {
+        self.approximate_size.saturating_add(IDLE_WEIGHT)
     }
 
     /// Whether a joint membership change is under way.

@@ -133,6 +133,11 @@ impl StoreInfo {
         self.stats.as_ref().is_some_and(|stats| stats.is_busy)
     }
 
+    /// Whether the store says that it is about to stop.
+    pub fn is_stopping(&self) -> bool {
+        self.stats.as_ref().is_some_and(|stats| stats.is_stopping)
+    }
+
     /// Sets the state, and the newer field that says the same.
     pub fn set_state(&mut self, state: metapb::StoreState) {
         self.meta.state = state as i32;

@@ -24,6 +24,7 @@ const STORE: &[u8] = b"m/store/";
 const REGION: &[u8] = b"m/region/";
 const KEYSPACE: &[u8] = b"m/keyspace/";
 const CLIENT_KEY: &[u8] = b"m/client/";
+const SCHEDULER: &[u8] = b"m/scheduler/";
 
 /// First key of the records that make up a cluster's state.
 pub const RECORDS_START: &[u8] = b"m/";
@@ -53,6 +54,23 @@ pub enum MetaWrite {
     Keyspace(keyspacepb::KeyspaceMeta),
     /// A key that clients keep here.
     ClientKey(mvccpb::KeyValue),
+    Scheduler(SchedulerRecord),
+}
+
+/// A scheduler as people left it.
+#[derive(Clone, PartialEq, Message)]
+pub struct SchedulerRecord {
+    #[prost(string, tag = "1")]
+    pub name: String,
+    /// It was taken out, though it is there from the start.
+    #[prost(bool, tag = "2")]
+    pub is_removed: bool,
+    /// Unix milliseconds.
+    #[prost(uint64, tag = "3")]
+    pub paused_until_ms: u64,
+    /// The stores it works on, where it works on some only.
+    #[prost(uint64, repeated, tag = "4")]
+    pub stores: Vec<u64>,
 }
 
 impl MetaWrite {
@@ -68,12 +86,13 @@ impl MetaWrite {
             MetaWrite::Store(store) => Op::Put(key(STORE, store.id), encode(store)),
             MetaWrite::Region(region) => Op::Put(key(REGION, region.id), encode(region)),
             MetaWrite::RegionGone(id) => Op::Delete(key(REGION, *id)),
+            MetaWrite::Scheduler(record) => {
+                Op::Put([SCHEDULER, record.name.as_bytes()].concat().into(), encode(record))
+            }
             MetaWrite::Keyspace(meta) => {
                 Op::Put(key(KEYSPACE, u64::from(crate::keyspace::id_of(meta))), encode(meta))
             }
-            MetaWrite::ClientKey(kept) => {
-                Op::Put([CLIENT_KEY, &kept.key[..]].concat().into(), encode(kept))
-            }
+            MetaWrite::ClientKey(kept) => Op::Put([CLIENT_KEY, &kept.key[..]].concat().into(), encode(kept)),
         }
     }
 
@@ -93,6 +112,9 @@ impl MetaWrite {
         }
         if key.starts_with(CLIENT_KEY) {
             return Ok(MetaWrite::ClientKey(message(key, value)?));
+        }
+        if key.starts_with(SCHEDULER) {
+            return Ok(MetaWrite::Scheduler(message(key, value)?));
         }
         Err(RecordError::UnknownKey(printable(key)))
     }
@@ -160,6 +182,8 @@ mod tests {
         round_trip(MetaWrite::Bootstrapped(pdpb::ClusterTraits { raft_tick_ms: 50, ..Default::default() }));
         round_trip(MetaWrite::Store(metapb::Store { id: 7, address: "a:1".into(), ..Default::default() }));
         round_trip(MetaWrite::Region(metapb::Region { id: 8, start_key: "k".into(), ..Default::default() }));
+        let record = SchedulerRecord { name: "s".into(), stores: vec![1, 2], ..Default::default() };
+        round_trip(MetaWrite::Scheduler(record));
         round_trip(MetaWrite::Keyspace(crate::keyspace::default_keyspace(3)));
         round_trip(MetaWrite::ClientKey(mvccpb::KeyValue { key: "/a/b".into(), ..Default::default() }));
         assert_eq!(decode_number(b"id_end", &encode_number(77)), Ok(77));

@@ -4,14 +4,18 @@ pub mod checker;
 pub mod filter;
 pub mod operator;
 pub mod operator_controller;
+pub mod order;
 pub mod selector;
+pub mod store_limit;
 
 use kvproto::{metapb, pdpb};
 
 use crate::core::basic_cluster::BasicCluster;
 use crate::core::region::RegionInfo;
 use crate::core::store::{SilenceLimits, StoreInfo, StoreState};
+use crate::schedulers::Schedulers;
 use operator_controller::OperatorController;
+use store_limit::StoreLimit;
 
 /// Limits of placement decisions. Times are milliseconds.
 #[derive(Debug, Clone, PartialEq)]
@@ -20,8 +24,14 @@ pub struct ScheduleConfig {
     pub max_replicas: usize,
     /// When the silence of a store counts.
     pub silence: SilenceLimits,
-    /// How many operators may run at once.
+    /// How many operators that repair replicas may run at once.
     pub operators_max: usize,
+    /// How many operators that even out leaders may run at once.
+    pub leader_operators_max: usize,
+    /// How many operators that even out replicas may run at once.
+    pub region_operators_max: usize,
+    /// How fast stores may gain and lose replicas.
+    pub store_limit: StoreLimit,
     /// A store with more snapshots in flight than this gets no new peers.
     pub snapshots_max: u32,
     /// The used share of a store's space above which it gets no new peers.
@@ -44,6 +54,9 @@ impl Default for ScheduleConfig {
             max_replicas: 3,
             silence: SilenceLimits { disconnected_ms: 20_000, down_ms: 30 * 60_000 },
             operators_max: 64,
+            leader_operators_max: 4,
+            region_operators_max: 2048,
+            store_limit: StoreLimit::default(),
             snapshots_max: 64,
             low_space_ratio: 0.8,
             fast_step_ms: 60_000,
@@ -59,6 +72,7 @@ impl Default for ScheduleConfig {
 pub struct View<'a> {
     pub cluster: &'a BasicCluster,
     pub operators: &'a OperatorController,
+    pub schedulers: &'a Schedulers,
     pub config: &'a ScheduleConfig,
     pub now_ms: u64,
 }
@@ -87,7 +101,17 @@ impl View<'_> {
 
     /// Peers on the store, with those that running operators are about to add or remove.
     pub fn load(&self, store_id: u64) -> i64 {
-        self.cluster.region_count(store_id) as i64 + self.operators.influence_on(store_id)
+        self.cluster.region_count(store_id) as i64 + self.operators.influence_on(store_id).peers
+    }
+
+    /// Leaders on the store, with those that running operators are about to bring or take.
+    pub fn leader_load(&self, store_id: u64) -> i64 {
+        self.cluster.leader_count(store_id) as i64 + self.operators.influence_on(store_id).leaders
+    }
+
+    /// The weight of the replicas on the store, with those that running operators are about to add or remove.
+    pub fn weight_load(&self, store_id: u64) -> i64 {
+        self.cluster.weight(store_id) as i64 + self.operators.influence_on(store_id).weight
     }
 }
 

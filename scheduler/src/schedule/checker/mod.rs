@@ -19,6 +19,10 @@ pub enum Obstacle {
     NoId,
     /// Enough operators are running.
     TooManyOperators,
+    /// Stores have gained or lost as many replicas as they may for now.
+    StoreLimit,
+    /// The region has an operator that is as urgent.
+    HasOperator,
     /// Removing the surplus peer would leave no healthy majority.
     NoHealthyMajority,
     /// The leader's peer must go, and no healthy voter can take over.
@@ -35,19 +39,23 @@ impl Obstacle {
             Obstacle::NoStore => "no-store",
             Obstacle::NoId => "no-id",
             Obstacle::TooManyOperators => "too-many-operators",
+            Obstacle::StoreLimit => "store-limit",
+            Obstacle::HasOperator => "has-operator",
             Obstacle::NoHealthyMajority => "no-healthy-majority",
             Obstacle::NoNewLeader => "no-new-leader",
         }
     }
 
     /// Every obstacle, in the order above.
-    pub const ALL: [Obstacle; 8] = [
+    pub const ALL: [Obstacle; 10] = [
         Obstacle::NoLeader,
         Obstacle::Joint,
         Obstacle::LearnerLags,
         Obstacle::NoStore,
         Obstacle::NoId,
         Obstacle::TooManyOperators,
+        Obstacle::StoreLimit,
+        Obstacle::HasOperator,
         Obstacle::NoHealthyMajority,
         Obstacle::NoNewLeader,
     ];

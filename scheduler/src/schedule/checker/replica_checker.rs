@@ -10,7 +10,7 @@ use super::{Obstacle, Verdict};
 use crate::core::region::RegionInfo;
 use crate::core::store::StoreState;
 use crate::id::IdSource;
-use crate::schedule::operator::{Operator, builder};
+use crate::schedule::operator::{Operator, OperatorKind, Purpose, builder};
 use crate::schedule::{View, selector};
 
 /// Says what `region` needs.
@@ -38,10 +38,14 @@ fn check_learners(view: &View<'_>, region: &RegionInfo, _ids: &mut dyn IdSource)
     let sound_voters = region.voters().filter(|peer| loss(view, region, peer).is_none()).count();
     let is_needed = sound_voters < view.config.max_replicas;
     if !is_needed || is_hopeless(view, region, learner) {
-        return mend_or_block(view, builder::remove_peer(view, region, "remove-learner", learner));
+        return mend_or_block(
+            view,
+            builder::remove_peer(view, region, Purpose::replica("remove-learner"), learner),
+        );
     }
     if view.is_healthy(region, learner) {
-        return mend_or_block(view, Some(builder::promote_learner(view, region, learner)));
+        let purpose = Purpose::replica("promote-learner");
+        return mend_or_block(view, Some(builder::promote_learner(view, region, purpose, learner)));
     }
     Verdict::Blocked(Obstacle::LearnerLags)
 }
@@ -50,7 +54,7 @@ fn check_learners(view: &View<'_>, region: &RegionInfo, _ids: &mut dyn IdSource)
 fn is_hopeless(view: &View<'_>, region: &RegionInfo, learner: &metapb::Peer) -> bool {
     match view.state(learner.store_id) {
         StoreState::Up => false,
-        StoreState::Disconnected => selector::new_peer_store(view, region).is_some(),
+        StoreState::Disconnected => selector::new_peer_store(view, region).is_ok(),
         StoreState::Down | StoreState::Offline | StoreState::Tombstone => true,
     }
 }
@@ -70,7 +74,9 @@ fn check_lost_voters(view: &View<'_>, region: &RegionInfo, ids: &mut dyn IdSourc
     if voters < view.config.max_replicas {
         return check_missing(view, region, ids);
     }
-    with_new_peer(view, region, ids, |new| builder::replace_peer(view, region, name, old, new))
+    with_new_peer(view, region, ids, |new| {
+        builder::replace_peer(view, region, Purpose::replica(name), old, new)
+    })
 }
 
 /// Why a voter must be replaced, as the name of the operator.
@@ -86,7 +92,9 @@ fn check_missing(view: &View<'_>, region: &RegionInfo, ids: &mut dyn IdSource) -
     if region.voters().count() >= view.config.max_replicas {
         return Verdict::Healthy;
     }
-    with_new_peer(view, region, ids, |new| Some(builder::add_replica(view, region, new.store_id, new.id)))
+    with_new_peer(view, region, ids, |new| {
+        Some(builder::add_voter(view, region, Purpose::replica("add-replica"), new.store_id, new.id))
+    })
 }
 
 fn check_surplus(view: &View<'_>, region: &RegionInfo, _ids: &mut dyn IdSource) -> Verdict {
@@ -103,7 +111,7 @@ fn check_surplus(view: &View<'_>, region: &RegionInfo, _ids: &mut dyn IdSource) 
     if healthy <= voters / 2 {
         return Verdict::Blocked(Obstacle::NoHealthyMajority);
     }
-    mend_or_block(view, builder::remove_peer(view, region, "remove-extra-replica", peer))
+    mend_or_block(view, builder::remove_peer(view, region, Purpose::replica("remove-extra-replica"), peer))
 }
 
 /// Chooses a store and an id for a new peer, and builds the operator with it.
@@ -113,11 +121,12 @@ fn with_new_peer(
     ids: &mut dyn IdSource,
     build: impl FnOnce(metapb::Peer) -> Option<Operator>,
 ) -> Verdict {
-    if view.operators.is_full(view.config) {
+    if view.operators.is_full(OperatorKind::Replica, view.config) {
         return Verdict::Blocked(Obstacle::TooManyOperators);
     }
-    let Some(store_id) = selector::new_peer_store(view, region) else {
-        return Verdict::Blocked(Obstacle::NoStore);
+    let store_id = match selector::new_peer_store(view, region) {
+        Ok(store_id) => store_id,
+        Err(obstacle) => return Verdict::Blocked(obstacle),
     };
     let Some(id) = ids.next_id() else {
         return Verdict::Blocked(Obstacle::NoId);
@@ -126,9 +135,9 @@ fn with_new_peer(
 }
 
 fn mend_or_block(view: &View<'_>, operator: Option<Operator>) -> Verdict {
-    match operator {
-        Some(_) if view.operators.is_full(view.config) => Verdict::Blocked(Obstacle::TooManyOperators),
-        Some(operator) => Verdict::Mend(operator),
-        None => Verdict::Blocked(Obstacle::NoNewLeader),
+    let Some(operator) = operator else { return Verdict::Blocked(Obstacle::NoNewLeader) };
+    match view.operators.admit(&operator, view.config, view.now_ms) {
+        Ok(()) => Verdict::Mend(operator),
+        Err(obstacle) => Verdict::Blocked(obstacle),
     }
 }

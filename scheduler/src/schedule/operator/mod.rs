@@ -11,6 +11,93 @@ use crate::core::region::RegionInfo;
 use crate::schedule::{RegionCommand, ScheduleConfig, View};
 use step::{Step, StepState};
 
+/// Whose operator it is: each kind has a limit of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum OperatorKind {
+    /// Evens out leaders.
+    Leader,
+    /// Evens out replicas.
+    Region,
+    /// Brings a region to its number of replicas on living stores.
+    Replica,
+    /// Moves leaders off a store that must not have any.
+    Evict,
+    /// Asked for by people or programs.
+    Admin,
+}
+
+impl OperatorKind {
+    /// Every kind, in the order above.
+    pub const ALL: [OperatorKind; 5] = [
+        OperatorKind::Leader,
+        OperatorKind::Region,
+        OperatorKind::Replica,
+        OperatorKind::Evict,
+        OperatorKind::Admin,
+    ];
+
+    /// The name in listings and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            OperatorKind::Leader => "leader",
+            OperatorKind::Region => "region",
+            OperatorKind::Replica => "replica",
+            OperatorKind::Evict => "evict",
+            OperatorKind::Admin => "admin",
+        }
+    }
+
+    /// How urgent its operators are.
+    pub fn priority(self) -> Priority {
+        match self {
+            OperatorKind::Leader | OperatorKind::Region => Priority::Low,
+            OperatorKind::Replica => Priority::Medium,
+            OperatorKind::Evict => Priority::High,
+            OperatorKind::Admin => Priority::Urgent,
+        }
+    }
+}
+
+/// An operator takes the place of a running one of a lower priority, and waits for any other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Priority {
+    Low,
+    Medium,
+    High,
+    Urgent,
+}
+
+impl Priority {
+    /// The name in listings.
+    pub fn name(self) -> &'static str {
+        match self {
+            Priority::Low => "low",
+            Priority::Medium => "medium",
+            Priority::High => "high",
+            Priority::Urgent => "urgent",
+        }
+    }
+}
+
+/// What an operator is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Purpose {
+    pub name: &'static str,
+    pub kind: OperatorKind,
+}
+
+impl Purpose {
+    /// A repair.
+    pub const fn replica(name: &'static str) -> Purpose {
+        Purpose { name, kind: OperatorKind::Replica }
+    }
+
+    /// Somebody's order.
+    pub const fn admin(name: &'static str) -> Purpose {
+        Purpose { name, kind: OperatorKind::Admin }
+    }
+}
+
 /// Why an operator was given up.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Cancel {
@@ -22,6 +109,10 @@ pub enum Cancel {
     Impossible { step: String, reason: &'static str },
     #[error("the region is gone")]
     RegionGone,
+    #[error("replaced by {by}")]
+    Replaced { by: &'static str },
+    #[error("cancelled by an administrator")]
+    ByAdmin,
 }
 
 /// What a look at the region says about an operator.
@@ -35,26 +126,31 @@ pub enum Progress {
 /// See the module.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Operator {
-    name: &'static str,
+    purpose: Purpose,
     region_id: u64,
+    /// The region's size at the start, MiB.
+    region_mib: u64,
     steps: Vec<Step>,
     current: usize,
     /// The conf_ver before the current step.
     conf_ver: u64,
+    created_ms: u64,
     step_started_ms: u64,
     sent_ms: Option<u64>,
 }
 
 impl Operator {
-    /// An operator that starts with the region as it is. `name` says what it is for.
-    pub fn new(name: &'static str, region: &RegionInfo, steps: Vec<Step>, now_ms: u64) -> Operator {
-        assert!(!steps.is_empty(), "operator {name} without steps");
+    /// An operator that starts with the region as it is.
+    pub fn new(purpose: Purpose, region: &RegionInfo, steps: Vec<Step>, now_ms: u64) -> Operator {
+        assert!(!steps.is_empty(), "operator {} without steps", purpose.name);
         Operator {
-            name,
+            purpose,
             region_id: region.id(),
+            region_mib: region.approximate_size,
             steps,
             current: 0,
             conf_ver: region.conf_ver(),
+            created_ms: now_ms,
             step_started_ms: now_ms,
             sent_ms: None,
         }
@@ -62,7 +158,12 @@ impl Operator {
 
     /// What it is for.
     pub fn name(&self) -> &'static str {
-        self.name
+        self.purpose.name
+    }
+
+    /// Whose it is.
+    pub fn kind(&self) -> OperatorKind {
+        self.purpose.kind
     }
 
     /// The region it changes.
@@ -70,9 +171,24 @@ impl Operator {
         self.region_id
     }
 
+    /// The size of its region when it began, MiB.
+    pub fn region_mib(&self) -> u64 {
+        self.region_mib
+    }
+
+    /// When it began, milliseconds of the core's clock.
+    pub fn created_ms(&self) -> u64 {
+        self.created_ms
+    }
+
     /// What is left to do, the current step first.
     pub fn steps_left(&self) -> &[Step] {
         &self.steps[self.current..]
+    }
+
+    /// All steps, and how many of them are done.
+    pub fn steps(&self) -> (&[Step], usize) {
+        (&self.steps, self.current)
     }
 
     /// Whether a step that is left adds, promotes or removes a peer.
@@ -83,7 +199,7 @@ impl Operator {
     /// All steps as text.
     pub fn describe(&self) -> String {
         let steps: Vec<String> = self.steps.iter().map(Step::to_string).collect();
-        format!("{}: {}", self.name, steps.join(", "))
+        format!("{}: {}", self.name(), steps.join(", "))
     }
 
     /// Moves past the steps that the region shows as finished.

@@ -4,7 +4,9 @@
 //! and a learner is promoted only after its leader stopped reporting it as pending.
 
 use std::fmt;
+use std::sync::Arc;
 
+use bytes::Bytes;
 use kvproto::{eraftpb, metapb, pdpb};
 
 use crate::core::region::RegionInfo;
@@ -12,7 +14,7 @@ use crate::core::store::StoreState;
 use crate::schedule::{RegionCommand, ScheduleConfig, View};
 
 /// See the module.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
     /// Add a peer that receives the log but does not vote; done when it has caught up.
     AddLearner { store_id: u64, peer_id: u64 },
@@ -20,8 +22,21 @@ pub enum Step {
     PromoteLearner { store_id: u64, peer_id: u64 },
     /// Remove the peer.
     RemovePeer { store_id: u64, peer_id: u64 },
-    /// Move leadership away from one store, to another.
+    /// Move leadership from one store to another; a third one that took it is somebody else's decision.
     TransferLeader { from_store_id: u64, to_store_id: u64 },
+    /// Move leadership off a store; best to the other one, but any will do.
+    EvictLeader { from_store_id: u64, to_store_id: u64 },
+    /// Split the region, which has this version, at these keys; in half when there are none. Keys are boundaries.
+    Split { version: u64, keys: Arc<[Bytes]> },
+}
+
+/// What the rest of an operator will change on one store.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Influence {
+    pub peers: i64,
+    pub leaders: i64,
+    /// In the unit of [`RegionInfo::weight`].
+    pub weight: i64,
 }
 
 /// How far a step is.
@@ -49,15 +64,21 @@ impl Step {
                 }
                 Some(_) => StepState::Running,
             },
-            Step::TransferLeader { from_store_id, to_store_id } => {
-                if region.leader_store() != Some(from_store_id) {
-                    return StepState::Finished;
+            Step::TransferLeader { from_store_id, to_store_id } => match region.leader_store() {
+                Some(leads) if leads == to_store_id => StepState::Finished,
+                Some(leads) if leads != from_store_id => {
+                    StepState::Impossible("another store has become leader")
                 }
-                match region.peer_on(to_store_id) {
-                    Some(peer) if peer.role() == metapb::PeerRole::Voter => StepState::Running,
-                    _ => StepState::Impossible("the new leader is not a voter"),
-                }
-            }
+                _ => hand_over_state(region, to_store_id),
+            },
+            Step::EvictLeader { from_store_id, to_store_id } => match region.leader_store() {
+                Some(leads) if leads == from_store_id => hand_over_state(region, to_store_id),
+                _ => StepState::Finished,
+            },
+            Step::Split { version, .. } => match region.version() > version {
+                true => StepState::Finished,
+                false => StepState::Running,
+            },
         }
     }
 
@@ -65,7 +86,7 @@ impl Step {
     pub fn changes_members(&self) -> bool {
         match self {
             Step::AddLearner { .. } | Step::PromoteLearner { .. } | Step::RemovePeer { .. } => true,
-            Step::TransferLeader { .. } => false,
+            Step::TransferLeader { .. } | Step::EvictLeader { .. } | Step::Split { .. } => false,
         }
     }
 
@@ -77,7 +98,7 @@ impl Step {
                 region.peer(peer_id).is_some_and(|peer| peer.role() == metapb::PeerRole::Voter)
             }
             Step::RemovePeer { peer_id, .. } => region.peer(peer_id).is_none(),
-            Step::TransferLeader { .. } => false,
+            Step::TransferLeader { .. } | Step::EvictLeader { .. } | Step::Split { .. } => false,
         };
         u64::from(done)
     }
@@ -90,13 +111,20 @@ impl Step {
         }
     }
 
-    /// Change of the number of peers on a store that the step will bring, unless the region shows it already.
-    pub fn influence_on(&self, store: u64) -> i64 {
-        match *self {
-            Step::AddLearner { store_id, .. } if store_id == store => 1,
-            Step::RemovePeer { store_id, .. } if store_id == store => -1,
-            _ => 0,
-        }
+    /// What the step will change, store by store; `weight` is that of a replica of the region.
+    pub fn influences(&self, weight: i64) -> impl Iterator<Item = (u64, Influence)> {
+        let peer = |store, peers: i64| Some((store, Influence { peers, weight: peers * weight, leaders: 0 }));
+        let leader = |store, leaders: i64| Some((store, Influence { leaders, ..Influence::default() }));
+        let changes = match *self {
+            Step::AddLearner { store_id, .. } => [peer(store_id, 1), None],
+            Step::RemovePeer { store_id, .. } => [peer(store_id, -1), None],
+            Step::TransferLeader { from_store_id, to_store_id }
+            | Step::EvictLeader { from_store_id, to_store_id } => {
+                [leader(from_store_id, -1), leader(to_store_id, 1)]
+            }
+            Step::PromoteLearner { .. } | Step::Split { .. } => [None, None],
+        };
+        changes.into_iter().flatten()
     }
 
     /// The command for the region's leader; None without a leader, or when there is nothing to ask for.
@@ -127,12 +155,27 @@ impl Step {
                 let role = region.peer(peer_id)?.role();
                 command.change_peer = Some(change(store_id, peer_id, role, RemoveNode));
             }
-            Step::TransferLeader { to_store_id, .. } => {
+            Step::TransferLeader { to_store_id, .. } | Step::EvictLeader { to_store_id, .. } => {
                 let peer = *region.peer_on(to_store_id)?;
                 command.transfer_leader = Some(pdpb::TransferLeader { peer: Some(peer), peers: vec![peer] });
             }
+            Step::Split { ref keys, .. } => {
+                let policy = match keys.is_empty() {
+                    true => pdpb::CheckPolicy::Approximate,
+                    false => pdpb::CheckPolicy::Usekey,
+                };
+                let (policy, keys) = (policy as i32, keys.to_vec());
+                command.split_region = Some(pdpb::SplitRegion { policy, keys });
+            }
         }
         Some(command)
+    }
+}
+
+fn hand_over_state(region: &RegionInfo, to_store_id: u64) -> StepState {
+    match region.peer_on(to_store_id) {
+        Some(peer) if peer.role() == metapb::PeerRole::Voter => StepState::Running,
+        _ => StepState::Impossible("the new leader is not a voter"),
     }
 }
 
@@ -157,9 +200,12 @@ impl fmt::Display for Step {
             Step::RemovePeer { store_id, peer_id } => {
                 write!(f, "remove peer {peer_id} from store {store_id}")
             }
-            Step::TransferLeader { from_store_id, to_store_id } => {
+            Step::TransferLeader { from_store_id, to_store_id }
+            | Step::EvictLeader { from_store_id, to_store_id } => {
                 write!(f, "transfer leader from store {from_store_id} to store {to_store_id}")
             }
+            Step::Split { ref keys, .. } if keys.is_empty() => write!(f, "split in half"),
+            Step::Split { ref keys, .. } => write!(f, "split at {} keys", keys.len()),
         }
     }
 }
