@@ -11,11 +11,12 @@ use std::ops::Bound;
 
 use crate::cluster::Output;
 use crate::core::basic_cluster::BasicCluster;
+use crate::core::region::RegionInfo;
 use crate::id::IdSource;
 use crate::schedule::checker::{Obstacle, Verdict, replica_checker};
 use crate::schedule::operator::{Cancel, Operator};
 use crate::schedule::operator_controller::{self, Judgement, OperatorController, Outcome};
-use crate::schedule::{ScheduleConfig, View};
+use crate::schedule::{ScheduleConfig, View, scatter};
 use crate::schedulers::{SchedulerName, Schedulers};
 
 /// How many ticks a patrol over all regions takes.
@@ -55,6 +56,7 @@ struct Turn {
 pub struct Coordinator {
     operators: OperatorController,
     schedulers: Schedulers,
+    scatter_groups: scatter::Groups,
     turns: BTreeMap<SchedulerName, Turn>,
     started_ms: Option<u64>,
     has_heard_enough: bool,
@@ -129,6 +131,24 @@ impl Coordinator {
         let (events, command) = self.operators.start(operator, region, scene.config, scene.now_ms);
         out.events.extend(events);
         out.commands.extend(command);
+        Ok(())
+    }
+
+    /// Moves a region of a group to where the group has the fewest replicas and leaders. A region that is well placed
+    /// stays.
+    pub fn scatter(
+        &mut self,
+        scene: Scene<'_>,
+        region: &RegionInfo,
+        group: &str,
+        ids: &mut dyn IdSource,
+        out: &mut Output,
+    ) -> Result<(), String> {
+        let mut plan = self.scatter_groups.plan(&self.view(scene), region, group, ids)?;
+        if let Some(operator) = plan.operator.take() {
+            self.start(scene, operator, out).map_err(|obstacle| obstacle.name().to_string())?;
+        }
+        self.scatter_groups.count(&plan, scene.now_ms);
         Ok(())
     }
 

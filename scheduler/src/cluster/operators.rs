@@ -39,6 +39,22 @@ impl Cluster {
         }
     }
 
+    /// Spreads a region of a group; one that is well placed stays where it is.
+    pub fn scatter(
+        &mut self,
+        now_ms: u64,
+        region_id: u64,
+        group: &str,
+        ids: &mut dyn IdSource,
+    ) -> Result<Output, ClusterError> {
+        self.require_bootstrapped()?;
+        let region = self.basic.regions().get(region_id).ok_or(ClusterError::UnknownRegion(region_id))?;
+        let mut out = Output::default();
+        let done = self.coordinator.scatter(scene!(self, now_ms), region, group, ids, &mut out);
+        done.map_err(|reason| ClusterError::OperatorRefused { region_id, reason })?;
+        Ok(out)
+    }
+
     /// Gives up the region's operator. What its steps have done so far stays; checkers clean up behind it.
     pub fn cancel_operator(&mut self, now_ms: u64, region_id: u64) -> Result<Output, ClusterError> {
         let mut out = Output::default();

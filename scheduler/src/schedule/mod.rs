@@ -5,6 +5,7 @@ pub mod filter;
 pub mod operator;
 pub mod operator_controller;
 pub mod order;
+pub mod scatter;
 pub mod selector;
 pub mod store_limit;
 

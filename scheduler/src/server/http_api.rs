@@ -14,6 +14,7 @@ use serde_json::json;
 
 use super::http_json as view;
 use super::state::{ChangeError, State};
+use super::{operator_api, scheduler_api};
 use crate::cluster::Cluster;
 use crate::core::store::StoreInfo;
 use crate::error::ClusterError;
@@ -21,10 +22,10 @@ use crate::error::ClusterError;
 /// How many regions are copied while the cluster is locked.
 const CHUNK: usize = 1024;
 
-type Answer = Result<Response, Failure>;
+pub(super) type Answer = Result<Response, Failure>;
 
 /// An error with its status.
-struct Failure(StatusCode, String);
+pub(super) struct Failure(pub(super) StatusCode, pub(super) String);
 
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
@@ -36,7 +37,12 @@ impl From<ClusterError> for Failure {
     fn from(error: ClusterError) -> Failure {
         let status = match error {
             ClusterError::NotBootstrapped => StatusCode::SERVICE_UNAVAILABLE,
-            ClusterError::UnknownStore(_) => StatusCode::NOT_FOUND,
+            ClusterError::UnknownStore(_)
+            | ClusterError::UnknownRegion(_)
+            | ClusterError::UnknownScheduler(_)
+            | ClusterError::NoOperator(_) => StatusCode::NOT_FOUND,
+            ClusterError::OperatorRefused { .. } => StatusCode::CONFLICT,
+            ClusterError::InvalidScheduler(_) => StatusCode::BAD_REQUEST,
             ClusterError::StoreTombstone(_) => StatusCode::GONE,
             ClusterError::TooFewStores { .. } => StatusCode::BAD_REQUEST,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
@@ -54,11 +60,11 @@ impl From<ChangeError> for Failure {
     }
 }
 
-fn not_found(what: impl Into<String>) -> Failure {
+pub(super) fn not_found(what: impl Into<String>) -> Failure {
     Failure(StatusCode::NOT_FOUND, what.into())
 }
 
-fn json_answer<T: serde::Serialize>(value: T) -> Answer {
+pub(super) fn json_answer<T: serde::Serialize>(value: T) -> Answer {
     Ok(Json(value).into_response())
 }
 
@@ -67,7 +73,7 @@ async fn no_head() -> impl IntoResponse {
 }
 
 /// A route that answers GET, and HEAD with 405.
-fn read<H, T>(handler: H) -> MethodRouter<Arc<State>>
+pub(super) fn read<H, T>(handler: H) -> MethodRouter<Arc<State>>
 where
     H: axum::handler::Handler<T, Arc<State>>,
     T: 'static,
@@ -93,6 +99,8 @@ pub fn routes(state: Arc<State>) -> Router {
         .route("/pd/api/v1/status", read(status))
         .route("/pd/api/v1/cluster", read(cluster))
         .route("/pd/api/v2/ready", read(ready))
+        .merge(operator_api::routes())
+        .merge(scheduler_api::routes())
         .fallback(|uri: Uri| async move { not_found(format!("no such path: {}", uri.path())) })
         .with_state(state)
 }

@@ -13,6 +13,8 @@ mod keyspace_service;
 mod listener;
 pub(crate) mod meta_writer;
 mod metrics;
+mod operator_api;
+mod scheduler_api;
 mod split_service;
 pub(crate) mod state;
 mod timestamp_service;
