@@ -1,5 +1,7 @@
 //! The command line: nouns, verbs and flags, with the help that explains them. No behaviour.
 
+mod placement;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -8,6 +10,8 @@ use crate::error::EXIT_CODES;
 use crate::format::Format;
 use crate::output::Output;
 use crate::text::Coding;
+
+pub use placement::{Operator, Order, Scheduler, SplitArgs};
 
 /// The command line of a Kvasir cluster: start one, read and write it, look into it, measure it.
 #[derive(Debug, Parser)]
@@ -56,12 +60,18 @@ pub enum Noun {
     Raw(Raw),
     /// Show the cluster: its id, API, members, stores and health.
     Cluster,
-    /// Show stores.
+    /// Show stores, and remove one.
     #[command(subcommand)]
     Store(Store),
-    /// Show regions.
+    /// Show regions, split them, move their leaders.
     #[command(subcommand)]
     Region(Region),
+    /// Changes of regions: those that run, those asked for, those that ended.
+    #[command(subcommand)]
+    Operator(Operator),
+    /// What evens out the cluster, or keeps stores free of leaders.
+    #[command(subcommand)]
+    Scheduler(Scheduler),
     /// Measure throughput and latency under a named workload.
     Bench(Bench),
     /// Print a script that makes a shell complete kvctl's commands: `source <(kvctl completions bash)`.
@@ -285,6 +295,11 @@ pub enum Store {
         /// Its number.
         id: u64,
     },
+    /// Begin to remove a store for good: its replicas move to other stores, then it is a tombstone.
+    Remove {
+        /// Its number.
+        id: u64,
+    },
 }
 
 /// Verbs on regions.
@@ -300,6 +315,15 @@ pub enum Region {
     Show {
         /// Its number.
         id: u64,
+    },
+    /// Split a region at raw keys of the default keyspace, or in half, and wait until it is done.
+    Split(SplitArgs),
+    /// Make the replica on a store the leader, and wait until it is.
+    TransferLeader {
+        /// Number of the region.
+        id: u64,
+        /// Number of the store.
+        store: u64,
     },
     /// The region that holds a raw key.
     Key {

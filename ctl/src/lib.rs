@@ -3,6 +3,7 @@
 //! [`run`] does what a parsed command line says and returns the exit code. One file per noun; formats, texts, keys
 //! and tables are pure and stand apart.
 
+pub mod admin_api;
 pub mod bench;
 pub mod cli;
 pub mod cluster;
@@ -10,11 +11,13 @@ pub mod connect;
 pub mod error;
 pub mod format;
 pub mod key;
+pub mod operator;
 pub mod output;
 pub mod playground;
 pub mod progress;
 pub mod raw;
 pub mod region;
+pub mod schedulers;
 pub mod store;
 pub mod table;
 pub mod text;
@@ -32,6 +35,8 @@ pub async fn run(cli: Cli) -> u8 {
         Noun::Cluster => cluster::run(&global).await,
         Noun::Store(verb) => store::run(&global, verb).await,
         Noun::Region(verb) => region::run(&global, verb).await,
+        Noun::Operator(verb) => operator::run(&global, verb).await,
+        Noun::Scheduler(verb) => schedulers::run(&global, verb).await,
         Noun::Bench(args) => bench::run(&global, args).await,
         Noun::Completions { shell } => completions(shell),
     };

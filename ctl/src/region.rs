@@ -1,4 +1,4 @@
-//! `kvctl region`: where keys are, with boundaries that can be read.
+//! `kvctl region`: where keys are, with boundaries that can be read; splits and leaders by hand.
 
 use bytes::Bytes;
 use kvclient::{RegionInfo, SchedulerClient};
@@ -10,7 +10,7 @@ use crate::cli::{Global, Region};
 use crate::error::{Error, Result};
 use crate::key::{self, Bound, Side};
 use crate::table::{self, Align};
-use crate::{connect, raw};
+use crate::{connect, operator, raw};
 
 /// Regions asked for at a time.
 const PAGE: usize = 1024;
@@ -102,6 +102,8 @@ pub async fn run(global: &Global, verb: Region) -> Result<()> {
             }
             Ok(())
         }
+        Region::Split(args) => operator::split(global, &args).await,
+        Region::TransferLeader { id, store } => operator::transfer_leader(global, id, store).await,
         Region::Show { id } => {
             let found = client.get_region_by_id(id).await?;
             let missing = || Error::NotFound(format!("region {id} does not exist; it may have been merged"));

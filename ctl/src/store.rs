@@ -1,10 +1,11 @@
-//! `kvctl store`: the stores as the scheduler knows them, with what they hold.
+//! `kvctl store`: the stores as the scheduler knows them, with what they hold, and the removal of one.
 
 use std::collections::BTreeMap;
 
 use kvproto::metapb;
 use serde::Serialize;
 
+use crate::admin_api::AdminApi;
 use crate::cli::{Global, Store};
 use crate::error::Result;
 use crate::table::{self, Align};
@@ -87,6 +88,13 @@ pub async fn run(global: &Global, verb: Store) -> Result<()> {
             let store = client.get_store(id).await?;
             let load = loads(&region::all(&client, 0).await?).remove(&id).unwrap_or_default();
             global.output.print(&StoreView::new(store, load, connect::unix_seconds()), facts)
+        }
+        Store::Remove { id } => {
+            let api = AdminApi::connect(global).await?;
+            api.delete(&format!("/pd/api/v1/store/{id}")).await?;
+            global.output.print(&serde_json::json!({ "id": id, "state": "offline" }), |_| {
+                format!("store {id} is being removed: see its replicas go with `kvctl store show {id}`")
+            })
         }
     }
 }

@@ -64,6 +64,33 @@ impl Playground {
         serde_json::from_slice(&output.stdout).unwrap()
     }
 
+    /// The output of a command that succeeds.
+    fn ok(&self, args: &[&str]) -> String {
+        let output = self.kvctl(args);
+        assert_eq!(code(&output), 0, "{args:?}: {}", stderr(&output));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Runs a command until it succeeds.
+    fn until(&self, args: &[&str]) {
+        let started = Instant::now();
+        loop {
+            let output = self.kvctl(args);
+            if code(&output) == 0 {
+                return;
+            }
+            assert!(started.elapsed() < STOP_DEADLINE, "{args:?}: {}", stderr(&output));
+        }
+    }
+
+    /// Looks until something is so.
+    fn wait_for(&self, what: &str, mut is_so: impl FnMut() -> bool) {
+        let started = Instant::now();
+        while !is_so() {
+            assert!(started.elapsed() < STOP_DEADLINE, "waited in vain for {what}");
+        }
+    }
+
     /// Sends SIGTERM and returns the exit code.
     fn stop(mut self) -> Option<i32> {
         let child = self.child.take().unwrap();
@@ -283,4 +310,63 @@ fn temporary_data_goes_away_and_every_workload_runs() {
     assert_eq!(stdout(&cluster.kvctl(&["raw", "scan"])), "", "--clean leaves nothing");
     assert_eq!(cluster.stop(), Some(0));
     assert!(!Path::new(&directory).exists());
+}
+
+fn leader_store(region: &serde_json::Value) -> u64 {
+    region["leader_store"].as_u64().expect("a leader")
+}
+
+#[test]
+fn regions_are_split_moved_and_kept_off_stores_by_hand() {
+    let playground = Playground::start(&["--stores", "3"]);
+    playground.ok(&["raw", "put", "a", "1"]);
+    playground.ok(&["raw", "put", "x", "2"]);
+    let whole = playground.json(&["region", "key", "a"]);
+    let id = whole["id"].to_string();
+    // The store's members may still be growing: a split is refused meanwhile.
+    playground.until(&["region", "split", &id, "--key", "m"]);
+    let (left, right) = (playground.json(&["region", "key", "a"]), playground.json(&["region", "key", "x"]));
+    assert_ne!(left["id"], right["id"]);
+    assert_eq!(left["end"]["text"], "raw/0/m");
+    assert_eq!(playground.ok(&["raw", "get", "x"]), "2\n");
+
+    let right_id = right["id"].to_string();
+    let from = leader_store(&right);
+    let to = right["peers"].as_array().unwrap().iter().map(|peer| peer["store"].as_u64().unwrap());
+    let to = to.filter(|store| *store != from).max().unwrap();
+    playground.ok(&["scheduler", "pause", "all", "600"]);
+    playground.until(&["region", "transfer-leader", &right_id, &to.to_string()]);
+    assert_eq!(leader_store(&playground.json(&["region", "show", &right_id])), to);
+    assert_eq!(playground.ok(&["raw", "get", "x"]), "2\n");
+    let refused = playground.kvctl(&["region", "transfer-leader", &right_id, &to.to_string()]);
+    assert!(stderr(&refused).contains("leads it already"), "{}", stderr(&refused));
+
+    let history = playground.json(&["operator", "history"]);
+    assert_eq!(
+        (&history[0]["desc"], &history[0]["status"]),
+        (&"admin-transfer-leader".into(), &"success".into())
+    );
+    let shown = playground.json(&["operator", "show", &right_id]);
+    assert_eq!(shown["status"], "success");
+    assert_eq!(code(&playground.kvctl(&["operator", "cancel", &right_id])), 3);
+    assert_eq!(code(&playground.kvctl(&["operator", "show", "999999"])), 3);
+
+    let schedulers = playground.json(&["scheduler", "list"]);
+    assert!(schedulers.as_array().unwrap().iter().all(|scheduler| scheduler["status"] == "paused"));
+    playground.ok(&["scheduler", "resume", "all"]);
+    playground.ok(&["scheduler", "add", "evict-leader-scheduler", "--store", &to.to_string()]);
+    assert_eq!(
+        code(&playground.kvctl(&["scheduler", "add", "evict-leader-scheduler", "--store", "999999"])),
+        3
+    );
+    assert_eq!(code(&playground.kvctl(&["scheduler", "add", "no-such-scheduler"])), 2);
+    playground.wait_for("a store without leaders", || {
+        playground.json(&["store", "show", &to.to_string()])["leaders"] == 0
+    });
+    playground.ok(&["scheduler", "remove", "evict-leader-scheduler"]);
+    playground.wait_for("leaders everywhere", || {
+        let stores = playground.json(&["store", "list"]);
+        stores.as_array().unwrap().iter().all(|store| store["leaders"].as_u64() >= Some(1))
+    });
+    assert_eq!(playground.stop(), Some(0));
 }
