@@ -10,9 +10,11 @@ use std::path::{Path, PathBuf};
 use kvproto::kvrpcpb::ApiVersion;
 use serde::{Deserialize, Serialize};
 
+pub mod coprocessor;
 pub mod nearest;
 pub mod units;
 
+pub use coprocessor::CoprocessorConfig;
 pub use units::{ReadableDuration, ReadableSize};
 
 use crate::engine::EngineConfig;
@@ -39,6 +41,7 @@ pub struct Config {
     pub pd: PdConfig,
     pub storage: StorageConfig,
     pub raftstore: RaftstoreConfig,
+    pub coprocessor: CoprocessorConfig,
     pub readpool: ReadPoolConfig,
     pub log: LogConfig,
 }
@@ -193,6 +196,8 @@ pub struct RaftstoreConfig {
     pub raft_log_gc_size_limit: ReadableSize,
     /// Entries kept in memory for followers that lag, per region.
     pub raft_entry_cache_size: ReadableSize,
+    /// A region that is divided keeps its last part instead of its first: where keys ascend, writes go on in it.
+    pub right_derive_when_split: bool,
     /// How often the scheduler hears about a region in which nothing changes.
     pub pd_heartbeat_tick_interval: ReadableDuration,
     /// How often the scheduler hears about the store.
@@ -265,6 +270,7 @@ impl Default for RaftstoreConfig {
             raft_log_gc_count_limit: raft.log_gc_count_limit,
             raft_log_gc_size_limit: ReadableSize(raft.log_gc_size_limit),
             raft_entry_cache_size: ReadableSize(raft.entry_cache_bytes_max as u64),
+            right_derive_when_split: raft.right_derive_when_split,
             pd_heartbeat_tick_interval: ReadableDuration::from_millis(raft.report_ticks * raft.tick_ms),
             pd_store_heartbeat_tick_interval: ReadableDuration::from_millis(10_000),
         }
@@ -300,6 +306,7 @@ impl Config {
 
     /// Replaces "0 means choose" by what is chosen for `memory` bytes and `cores`.
     pub fn resolve(&mut self, memory: u64, cores: usize) {
+        self.coprocessor.resolve();
         if self.memory_limit.0 == 0 {
             self.memory_limit = ReadableSize(memory);
         }
@@ -351,6 +358,7 @@ impl Config {
         if self.readpool.max_thread_count == 0 {
             return invalid("readpool.max-thread-count", "must not be 0");
         }
+        self.coprocessor.validate().map_err(|(key, message)| ConfigError::Invalid { key, message })?;
         if let Err(message) = self.raft(0).validate() {
             return Err(ConfigError::Invalid { key: "raftstore", message });
         }
@@ -390,6 +398,9 @@ impl Config {
             log_gc_count_limit: r.raft_log_gc_count_limit,
             log_gc_size_limit: r.raft_log_gc_size_limit.0,
             report_ticks: ticks(r.pd_heartbeat_tick_interval),
+            split_check_ticks: ticks(self.coprocessor.split_check_interval),
+            split_check_diff: self.coprocessor.region_split_check_diff.0.max(1),
+            right_derive_when_split: r.right_derive_when_split,
             ..RaftConfig::default()
         }
     }

@@ -270,6 +270,7 @@ impl Tikv for Store {
         raw_delete_range: RawDeleteRangeRequest => RawDeleteRangeResponse;
         broadcast_txn_status: BroadcastTxnStatusRequest => BroadcastTxnStatusResponse;
         get_lock_wait_info: GetLockWaitInfoRequest => GetLockWaitInfoResponse;
+        split_region: SplitRegionRequest => SplitRegionResponse;
         check_leader: CheckLeaderRequest => CheckLeaderResponse;
         read_index: ReadIndexRequest => ReadIndexResponse;
         raft: Streaming<RaftMessage> => Done;

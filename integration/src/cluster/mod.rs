@@ -7,6 +7,7 @@ pub mod history;
 mod http;
 mod ports;
 mod process;
+pub mod regions;
 pub mod proxy;
 pub mod workload;
 

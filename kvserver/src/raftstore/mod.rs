@@ -37,6 +37,7 @@ pub mod router;
 pub mod runner;
 pub mod scheduler_client;
 pub mod snap;
+pub mod split_keys;
 mod store_worker;
 pub mod ticker;
 pub mod util;

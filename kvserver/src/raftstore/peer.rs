@@ -18,7 +18,7 @@ use super::lease::{self, Lease};
 use super::message::peer_message::Payload;
 use super::message::{Output, PeerMessage};
 use super::meta::region_map::RegionMap;
-use super::meta::region_view::{RegionMeta, RegionView, ViewCell, ViewRegistry};
+use super::meta::region_view::{NEIGHBOURS_MAX, RegionMeta, RegionView, ViewCell, ViewRegistry};
 use super::meta::values::{ApplyState, RegionStatus};
 use super::nursery::Nursery;
 use super::op::snapshot::ApplyingSnapshot;
@@ -61,13 +61,11 @@ impl StoreCtx {
     pub fn current_regions(&self, meta: &RegionMeta) -> Vec<metapb::Region> {
         let near = self.map.neighbours(meta.region.id, NEIGHBOURS_MAX);
         let near = near.into_iter().filter_map(|id| self.views.get(id));
-        let near = near.filter(|(_, v)| v.meta.version() >= meta.version()).map(|(_, v)| v.meta.region.clone());
+        let near =
+            near.filter(|(_, v)| v.meta.version() >= meta.version()).map(|(_, v)| v.meta.region.clone());
         std::iter::once(meta.region.clone()).chain(near).collect()
     }
 }
-
-/// Regions on either side that a client with an old view is told of.
-const NEIGHBOURS_MAX: usize = 8;
 
 /// See the file's head.
 pub struct Peer {

@@ -394,6 +394,7 @@ impl Peer {
             pending,
             bytes_written: std::mem::take(&mut self.written.bytes),
             keys_written: std::mem::take(&mut self.written.keys),
+            size: self.size,
         })));
     }
 }

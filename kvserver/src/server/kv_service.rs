@@ -292,6 +292,22 @@ impl Tikv for KvService {
         Ok(Response::new(pb::GetLockWaitInfoResponse::default()))
     }
 
+    async fn split_region(
+        &self,
+        request: Request<pb::SplitRegionRequest>,
+    ) -> Result<Response<pb::SplitRegionResponse>, Status> {
+        let request = request.into_inner();
+        let bytes = request.split_keys.iter().map(|key| key.len()).sum();
+        let answered = match self.shared.admit(Cost { requests: 1, bytes }).await {
+            Ok(_permit) => region_service::split_region(&self.shared, request).await?,
+            Err(Failure::Region(busy)) => {
+                pb::SplitRegionResponse { region_error: Some(*busy), ..Default::default() }
+            }
+            Err(Failure::Request(reason)) => return Err(Status::resource_exhausted(reason)),
+        };
+        Ok(Response::new(answered))
+    }
+
     async fn check_leader(
         &self,
         request: Request<pb::CheckLeaderRequest>,

@@ -1,14 +1,22 @@
-//! What clients and tools ask of a region's peers besides data: who leads, and up to where a replica must have
-//! applied before it may answer.
+//! What clients and tools ask of a region's peers besides data: who leads, up to where a replica must have applied
+//! before it may answer, and to divide the region.
 //!
 //! Holds no state.
 
+use bytes::Bytes;
 use kvproto::kvrpcpb as pb;
+use kvproto::limits::MAX_KEY_BYTES;
+use kvproto::{key, key::BoundaryForm};
+use tonic::Status;
 
 use super::convert::{region_context, region_error};
 use super::kv_service::Shared;
 use crate::error::{RegionError, RegionResult};
 use crate::storage::callback;
+use crate::txn::raw::KeyCheck;
+
+/// Cuts that one request may ask for.
+const SPLIT_KEYS_MAX: usize = 256;
 
 /// The regions for which this store knows the named leader, in the named term and epoch.
 pub fn check_leader(shared: &Shared, request: &pb::CheckLeaderRequest) -> pb::CheckLeaderResponse {
@@ -43,4 +51,70 @@ async fn confirmed_index(shared: &Shared, request: &pb::ReadIndexRequest) -> Reg
         region_id: ctx.region_id,
         reason: "its peer does not say how far it has applied".into(),
     })
+}
+
+/// Divides a region before each of the request's keys, and answers with the regions that stand in its place.
+pub async fn split_region(
+    shared: &Shared,
+    request: pb::SplitRegionRequest,
+) -> Result<pb::SplitRegionResponse, Status> {
+    let keys = match split_keys(shared, &request) {
+        Ok(keys) => keys,
+        Err(abort) => {
+            let errors = vec![pb::KeyError { abort, ..Default::default() }];
+            return Ok(pb::SplitRegionResponse { errors, ..Default::default() });
+        }
+    };
+    let ctx = request.context.as_ref().map(region_context).unwrap_or_default();
+    let divided = shared.store.split(&ctx, keys);
+    let divided = divided.ok_or_else(|| Status::unimplemented("a standalone server divides no regions"))?;
+    Ok(match divided.await {
+        Ok(regions) => described(regions),
+        Err(error) => {
+            pb::SplitRegionResponse { region_error: Some(region_error(error)), ..Default::default() }
+        }
+    })
+}
+
+/// The keys to cut at, or what is wrong with them.
+fn split_keys(shared: &Shared, request: &pb::SplitRegionRequest) -> Result<Vec<Bytes>, String> {
+    #[expect(deprecated, reason = "clients of the field once sent a single key")]
+    let keys = match request.split_keys.as_slice() {
+        [] => std::slice::from_ref(&request.split_key),
+        keys => keys,
+    };
+    if keys.len() > SPLIT_KEYS_MAX {
+        return Err(format!("{} split keys at once: give at most {SPLIT_KEYS_MAX}", keys.len()));
+    }
+    let cluster = shared.store.storage().api();
+    let plain = BoundaryForm::of_raw(cluster) == BoundaryForm::Plain;
+    if plain && !request.is_raw_kv {
+        return Err("this cluster keeps raw keys of API V1: set is_raw_kv".into());
+    }
+    for one in keys {
+        if one.is_empty() {
+            return Err("a region cannot be divided before the empty key".into());
+        }
+        let max = MAX_KEY_BYTES + key::PREFIX_LEN;
+        if one.len() > max {
+            return Err(format!("a split key of {} bytes is over the limit of {max}", one.len()));
+        }
+        if request.is_raw_kv {
+            KeyCheck { cluster }.key(one).map_err(|refusal| refusal.to_string())?;
+        }
+    }
+    Ok(keys.to_vec())
+}
+
+fn described(regions: Vec<kvproto::metapb::Region>) -> pb::SplitRegionResponse {
+    #[expect(deprecated, reason = "older clients look at these when a region was cut in two")]
+    match regions.as_slice() {
+        [left, right] => pb::SplitRegionResponse {
+            left: Some(left.clone()),
+            right: Some(right.clone()),
+            regions,
+            ..Default::default()
+        },
+        _ => pb::SplitRegionResponse { regions, ..Default::default() },
+    }
 }

@@ -270,6 +270,14 @@ impl Store for StandaloneStore {
         Box::pin(std::future::ready(None))
     }
 
+    fn split(
+        &self,
+        _: &RegionContext,
+        _: Vec<Bytes>,
+    ) -> Option<BoxFuture<'static, RegionResult<Vec<metapb::Region>>>> {
+        None
+    }
+
     fn cluster_id(&self) -> u64 {
         self.cluster_id
     }

@@ -3,13 +3,16 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
+use kvproto::metapb;
 use kvproto::raft_serverpb::{RaftMessage, SnapshotChunk};
 use tonic::Status;
 
-use super::Storage;
+use super::{RegionContext, Storage};
 use crate::engine::EngineStats;
+use crate::error::RegionResult;
 use crate::raftstore::meta::region_view::ViewRegistry;
 use crate::raftstore::meta::values::RegionStatus;
 
@@ -38,6 +41,14 @@ pub trait Store: Send + Sync + 'static {
 
     /// What the region's peer looks like inside; `None` when it has no Raft peer here.
     fn inspect(&self, region_id: u64) -> BoxFuture<'_, Option<Arc<RegionStatus>>>;
+
+    /// Divides a region before each of `keys`, and answers with what stands in its place, in key order. `None` for a
+    /// store that divides no regions.
+    fn split(
+        &self,
+        ctx: &RegionContext,
+        keys: Vec<Bytes>,
+    ) -> Option<BoxFuture<'static, RegionResult<Vec<metapb::Region>>>>;
 
     fn cluster_id(&self) -> u64;
 

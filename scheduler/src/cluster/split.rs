@@ -66,6 +66,8 @@ impl Cluster {
             .iter()
             .find_map(|part| former(part).filter(|known| known.version() < part.version()))
             .cloned();
+        // The parent's own heartbeat may have been faster than the report: where it is led is known all the same.
+        let led_from = parts.iter().find_map(|part| former(part).and_then(RegionInfo::leader_store));
         parts.retain(|part| former(part).is_none_or(|known| known.version() < part.version()));
         if let Some(parent) = &parent {
             // The parent first: it shrinks, so that its parts do not cover it.
@@ -74,6 +76,7 @@ impl Cluster {
         let count = parts.len() as u64;
         let mut out = Output::default();
         for mut part in parts {
+            part.leader = led_from.and_then(|store| part.peer_on(store)).copied();
             if let Some(parent) = &parent {
                 inherit(&mut part, parent, count);
             }
@@ -104,11 +107,9 @@ fn check_parts(parts: &[RegionInfo]) -> Result<(), ClusterError> {
     }
 }
 
-/// Until its own heartbeat comes, a part is taken to be led from where its parent is led, since that peer is the
-/// first to campaign, and to have its share of the parent's data.
+/// Until its own heartbeat comes, a part is taken to have its share of the parent's data. (It is also taken to be led
+/// from where its parent is led, since that peer is the first to campaign.)
 fn inherit(part: &mut RegionInfo, parent: &RegionInfo, parts: u64) {
-    let store = parent.leader_store();
-    part.leader = store.and_then(|store| part.peer_on(store)).copied();
     if part.id() == parent.id() {
         part.term = parent.term;
     }

@@ -208,4 +208,6 @@ pub struct RegionReport {
     pub pending: Vec<metapb::Peer>,
     pub bytes_written: u64,
     pub keys_written: u64,
+    /// What the region held when it was last looked at.
+    pub size: Option<RangeEstimate>,
 }

@@ -130,6 +130,8 @@ impl ViewCell {
 }
 
 const SLOTS: usize = 64;
+/// Regions on either side that a client with an old view is told of.
+pub const NEIGHBOURS_MAX: usize = 8;
 
 type Slot = ArcSwap<BTreeMap<u64, Arc<ViewCell>>>;
 
@@ -184,6 +186,31 @@ impl ViewRegistry {
         slot.store(Arc::new(map));
     }
 
+    /// The region and those that lie next to it here: what a client with an older view of it should know.
+    pub fn current_regions(&self, meta: &RegionMeta) -> Vec<metapb::Region> {
+        // Few requests come with an old view, so looking at all regions is cheaper than an index of their keys.
+        let (mut before, mut after) = (BTreeMap::new(), BTreeMap::new());
+        for slot in &self.slots {
+            for view in slot.load().values().filter_map(|cell| cell.load()) {
+                let is_other = view.meta.region.id != meta.region.id && !view.meta.region.peers.is_empty();
+                let side = match view.meta.start.cmp(&meta.start) {
+                    _ if !is_other => continue,
+                    std::cmp::Ordering::Less => &mut before,
+                    std::cmp::Ordering::Equal | std::cmp::Ordering::Greater => &mut after,
+                };
+                side.insert(view.meta.start.clone(), view);
+                if before.len() > NEIGHBOURS_MAX {
+                    before.pop_first();
+                }
+                if after.len() > NEIGHBOURS_MAX {
+                    after.pop_last();
+                }
+            }
+        }
+        let near = before.into_values().rev().chain(after.into_values());
+        std::iter::once(meta.region.clone()).chain(near.map(|view| view.meta.region.clone())).collect()
+    }
+
     /// Every current view, by region id.
     pub fn all(&self) -> Vec<Arc<RegionView>> {
         let mut views: Vec<_> = self
@@ -225,6 +252,25 @@ mod tests {
         let (cell, _) = registry.get(7).unwrap();
         registry.remove(7);
         assert!(cell.load().is_none() && registry.get(7).is_none() && registry.all().is_empty());
+    }
+
+    #[test]
+    fn a_client_with_an_old_view_is_told_of_the_nearest_regions_on_both_sides() {
+        let registry = ViewRegistry::default();
+        for n in 0..40u64 {
+            let peers = vec![metapb::Peer { id: 1_000 + n, ..Default::default() }];
+            let region = metapb::Region { id: n + 1, peers, ..Default::default() };
+            let start = Bytes::from(format!("k{n:02}"));
+            let meta = RegionMeta { region, start, end: format!("k{:02}", n + 1).into() };
+            let view = RegionView::new(Arc::new(meta), Default::default(), None, 1, false);
+            registry.cell(n + 1).publish(Some(view));
+        }
+        let told = |id: u64| -> Vec<u64> {
+            let meta = registry.get(id).unwrap().1.meta.clone();
+            registry.current_regions(&meta).iter().map(|r| r.id).collect()
+        };
+        assert_eq!(told(20), (20..21).chain((12..20).rev()).chain(21..29).collect::<Vec<_>>());
+        assert_eq!(told(1), (1..10).collect::<Vec<_>>());
     }
 
     #[test]

@@ -1,27 +1,32 @@
 //! What a store does in the background for its regions, and the switch that hands each task to its thread.
 //!
-//! Owns three threads: one builds snapshots, one puts snapshots in place and removes peers (in order, since both
-//! touch a region's data), one shortens logs. Reports and questions go to the scheduler task, snapshots to be sent to
+//! Owns four threads: one builds snapshots, one puts snapshots in place and removes peers (in order, since both
+//! touch a region's data), one shortens logs, one looks at the sizes of regions. Reports and questions go to the scheduler task, snapshots to be sent to
 //! the network. Handing over never blocks the raft thread. Each queue is bounded by what the core asks for: one
-//! snapshot to build, one to put in place and one removal per region; one compaction per region at a time.
+//! snapshot to build, one to put in place and one removal per region; one compaction and one look at its size per
+//! region at a time.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::message::{Input, PeerMessage, Task};
+use super::message::{PeerMessage, Task};
 use super::raft_worker::TaskSink;
 use super::router::Router;
 use super::snap::SnapKey;
+use super::split_keys::SplitLimits;
 use super::util::worker::Worker;
 
 pub mod raftlog_gc;
 pub mod ranges;
 pub mod region_task;
 pub mod scheduler_task;
+pub mod split_checker;
 
 use raftlog_gc::{Compact, LogGc};
 use region_task::{RegionRunner, RegionStore};
 use scheduler_task::SchedulerTask;
+use split_checker::{Check, SplitChecker};
 
 /// Compactions that share one sync of the engine.
 const COMPACT_BATCH_MAX: usize = 4_096;
@@ -45,7 +50,8 @@ pub struct Runners {
     log_gc: Worker<Compact>,
     scheduler: SchedulerTask,
     sender: Arc<dyn SnapshotSender>,
-    router: Router,
+    sizes: Worker<Check>,
+    stopping: Arc<AtomicBool>,
 }
 
 impl Runners {
@@ -58,8 +64,11 @@ impl Runners {
         router: Router,
         scheduler: SchedulerTask,
         sender: Arc<dyn SnapshotSender>,
+        limits: SplitLimits,
     ) -> std::io::Result<Runners> {
-        let completions = router.clone();
+        let stopping = Arc::new(AtomicBool::new(false));
+        let engine = store.engine.clone();
+        let mut checker = SplitChecker::new(engine, router.clone(), limits, stopping.clone());
         let gc = LogGc { engine: store.engine.clone(), log: store.log.clone(), router: router.clone() };
         let builds = RegionRunner { store: store.clone(), router: router.clone() };
         let changes = RegionRunner { store, router };
@@ -78,9 +87,13 @@ impl Runners {
                 works.into_iter().filter_map(&do_work).collect()
             })?,
             log_gc: Worker::start("raftlog-gc", COMPACT_BATCH_MAX, move |compacts| gc.run(merge(compacts)))?,
+            sizes: Worker::start("split-checker", 1, move |checks: Vec<Check>| {
+                checks.iter().for_each(|check| checker.run(check));
+                Vec::new()
+            })?,
             scheduler,
             sender,
-            router: completions,
+            stopping,
         })
     }
 
@@ -91,6 +104,8 @@ impl Runners {
 
     /// Finishes the tasks at work and ends the threads.
     pub fn stop(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+        self.sizes.stop();
         self.builder.stop();
         self.regions.stop();
         self.log_gc.stop();
@@ -106,11 +121,7 @@ impl Runners {
             Task::AskMembership { region_id, peer_id } => self.scheduler.ask_membership(region_id, peer_id),
             Task::AskSplit { region, count } => self.scheduler.ask_split(&region, count),
             Task::ReportSplit { regions } => self.scheduler.report_split(regions),
-            Task::CheckSplit { region, .. } => self.router.complete(Input::SplitChecked {
-                region_id: region.region.id,
-                version: region.version(),
-                result: Err("not looked at".into()),
-            }),
+            Task::CheckSplit { region, half } => self.sizes.push(Check { region, half }),
         }
     }
 }

@@ -289,7 +289,7 @@ async fn ask_split(o: &SchedulerTaskOptions, region: metapb::Region, count: u32)
 }
 
 fn request(report: RegionReport, figures: &dyn StoreFigures) -> pdpb::RegionHeartbeatRequest {
-    let size = figures.region_size(&report.region);
+    let size = report.size.unwrap_or_else(|| figures.region_size(&report.region));
     pdpb::RegionHeartbeatRequest {
         region: Some(report.region),
         leader: Some(report.leader),

@@ -16,7 +16,8 @@ use tokio_util::sync::CancellationToken;
 use super::region_reader::{RegionReader, Standing};
 use crate::clock::{self, Now};
 use crate::error::{RegionError, RegionResult};
-use crate::raftstore::message::{Callback, Input, Propose, ReadRequest};
+use crate::raftstore::message::input::SplitRequest;
+use crate::raftstore::message::{Input, Propose, ReadRequest};
 use crate::raftstore::router::Router;
 use crate::storage::RegionContext;
 
@@ -31,6 +32,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(10);
 pub enum Request {
     Read(ReadRequest),
     Write(Propose),
+    Split(SplitRequest),
 }
 
 impl Request {
@@ -38,13 +40,7 @@ impl Request {
         match self {
             Request::Read(r) => &r.ctx,
             Request::Write(p) => &p.ctx,
-        }
-    }
-
-    fn into_done(self) -> Callback<()> {
-        match self {
-            Request::Read(r) => r.done,
-            Request::Write(p) => p.done,
+            Request::Split(s) => &s.ctx,
         }
     }
 
@@ -53,16 +49,24 @@ impl Request {
         let refused = match self {
             Request::Read(r) => router.send(Input::Read(r)),
             Request::Write(p) => router.send(Input::Propose(p)),
+            Request::Split(s) => router.send(Input::Split(s)),
         };
-        if let Err(Input::Read(ReadRequest { done, .. }) | Input::Propose(Propose { done, .. })) = refused {
-            done.call(Err(RegionError::ServerIsBusy {
-                reason: "too many requests wait for the raftstore".into(),
-            }));
+        let busy = || RegionError::ServerIsBusy { reason: "too many requests wait for the raftstore".into() };
+        match refused {
+            Err(Input::Read(ReadRequest { done, .. }) | Input::Propose(Propose { done, .. })) => {
+                done.call(Err(busy()));
+            }
+            Err(Input::Split(SplitRequest { done, .. })) => done.call(Err(busy())),
+            Ok(()) | Err(_) => {}
         }
     }
 
     fn refuse(self, error: RegionError) {
-        self.into_done().call(Err(error));
+        match self {
+            Request::Read(r) => r.done.call(Err(error)),
+            Request::Write(p) => p.done.call(Err(error)),
+            Request::Split(s) => s.done.call(Err(error)),
+        }
     }
 }
 

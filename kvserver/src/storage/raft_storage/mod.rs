@@ -10,6 +10,7 @@ use kvproto::kvrpcpb::ApiVersion;
 
 use super::{RegionContext, RegionSnapshot, Storage};
 use crate::error::RegionResult;
+use crate::raftstore::message::input::SplitRequest;
 use crate::raftstore::message::{Callback, Propose, ReadRequest, WriteSet};
 use crate::raftstore::meta::region_view::RegionMeta;
 
@@ -33,6 +34,13 @@ pub struct RaftStorage {
     api: ApiVersion,
     reader: Arc<RegionReader>,
     wait: Arc<LeaderWait>,
+}
+
+impl RaftStorage {
+    /// Divides a region. Without a leader the wish waits for one, like a write.
+    pub fn split(&self, request: SplitRequest) {
+        self.wait.submit(Request::Split(request));
+    }
 }
 
 impl Storage for RaftStorage {

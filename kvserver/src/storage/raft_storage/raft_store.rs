@@ -8,6 +8,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use kvproto::key::BoundaryForm;
@@ -25,12 +26,14 @@ use super::resolver::Resolver;
 use super::snap_runner::SnapRunner;
 use super::store_figures::Figures;
 use super::transport::{GrpcTransport, LostStores, Network};
-use super::{RaftStorage, Storage};
+use super::{RaftStorage, RegionContext, Storage};
 use crate::clock;
 use crate::config::{Config, Placement};
 use crate::engine::EngineStats;
+use crate::error::RegionResult;
 use crate::raftstore::apply::Applier;
 use crate::raftstore::bootstrap::Found;
+use crate::raftstore::message::input::SplitRequest;
 use crate::raftstore::message::{Input, Output, RegionCommand};
 use crate::raftstore::meta::region_view::{RegionView, ViewRegistry};
 use crate::raftstore::meta::values::{RegionStatus, StoreIdent};
@@ -225,8 +228,8 @@ impl Parts {
         let network = Network { store_id, router: router.clone(), resolver, lost, counters, stopping };
         let transfers = SnapRunner::new(network.clone(), disk.snaps.clone());
         let scheduler_task = SchedulerTask::default();
-        let sender = Arc::new(transfers.clone());
-        let runners = Runners::start(regions, router.clone(), scheduler_task.clone(), sender)?;
+        let (sender, limits) = (Arc::new(transfers.clone()), config.coprocessor.limits());
+        let runners = Runners::start(regions, router.clone(), scheduler_task.clone(), sender, limits)?;
         let runners = Arc::new(runners);
 
         let mut first = Output::default();
@@ -305,6 +308,16 @@ impl Store for RaftStore {
             status.await.ok()
         }
         .boxed()
+    }
+
+    fn split(
+        &self,
+        ctx: &RegionContext,
+        keys: Vec<Bytes>,
+    ) -> Option<BoxFuture<'static, RegionResult<Vec<metapb::Region>>>> {
+        let (done, divided) = crate::storage::callback();
+        self.storage.split(SplitRequest { ctx: *ctx, keys, done });
+        Some(divided.boxed())
     }
 
     fn cluster_id(&self) -> u64 {

@@ -67,7 +67,7 @@ impl RegionReader {
             return Err(RegionError::StaleCommand);
         }
         if ctx.version != view.meta.version() {
-            return Err(RegionError::EpochNotMatch { current: vec![view.meta.region.clone()] });
+            return Err(RegionError::EpochNotMatch { current: self.views.current_regions(&view.meta) });
         }
         Ok((cell, view, standing))
     }
