@@ -186,6 +186,22 @@ fn store(id: u64, address: &Option<String>) -> metapb::Store {
 }
 
 impl Runner {
+    fn configure(&mut self, command: &Command) -> Outcome {
+        let Command::Config { halt_scheduling, splits_enabled, max_replicas, operators_max } = command else {
+            return Err("not a configuration".into());
+        };
+        let defaults = ScheduleConfig::default();
+        let config = ScheduleConfig {
+            halt_scheduling: *halt_scheduling,
+            splits_enabled: splits_enabled.unwrap_or(defaults.splits_enabled),
+            max_replicas: max_replicas.unwrap_or(defaults.max_replicas),
+            operators_max: operators_max.unwrap_or(defaults.operators_max),
+            ..defaults
+        };
+        *self = Runner { cluster: Cluster::new(7, config), ..Runner::default() };
+        Ok(String::new())
+    }
+
     fn bootstrap(&mut self, id: u64) -> Outcome {
         let peer = metapb::Peer { id: 10 + id, store_id: id, ..Default::default() };
         let meta = metapb::Region {
@@ -444,18 +460,7 @@ impl goldenscript::Runner for Runner {
 
     fn run(&mut self, command: &Command, _: &goldenscript::Context) -> Outcome {
         match command {
-            Command::Config { halt_scheduling, splits_enabled, max_replicas, operators_max } => {
-                let defaults = ScheduleConfig::default();
-                let config = ScheduleConfig {
-                    halt_scheduling: *halt_scheduling,
-                    splits_enabled: splits_enabled.unwrap_or(defaults.splits_enabled),
-                    max_replicas: max_replicas.unwrap_or(defaults.max_replicas),
-                    operators_max: operators_max.unwrap_or(defaults.operators_max),
-                    ..defaults
-                };
-                *self = Runner { cluster: Cluster::new(7, config), ..Runner::default() };
-                Ok(String::new())
-            }
+            Command::Config { .. } => self.configure(command),
             Command::Bootstrap { store } => self.bootstrap(*store),
             Command::Put { address, stores } => {
                 let mut text = String::new();

@@ -36,6 +36,7 @@ const PURE: [&str; 21] = [
     "kvserver/src/server/admission.rs",
     "kvserver/src/server/convert.rs",
     "scheduler/src/cluster.rs",
+    "scheduler/src/cluster/",
     "scheduler/src/coordinator.rs",
     "scheduler/src/core/",
     "scheduler/src/schedule/",
