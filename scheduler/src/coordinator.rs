@@ -166,7 +166,7 @@ impl Coordinator {
         match operator_controller::judge(&mut operator, region, &self.view(scene)) {
             Judgement::GoesOn(command) => {
                 self.operators.put_back(operator);
-                out.commands.extend(command);
+                out.commands.extend(command.map(|command| *command));
                 true
             }
             Judgement::Ended(outcome) => {

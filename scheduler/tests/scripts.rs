@@ -1,16 +1,14 @@
 //! Runs the scripts in `tests/scripts` against the pure `Cluster`. A script plays the stores: it reports regions,
 //! carries out the commands it got, and lets time pass. What the cluster wants is printed.
 
+mod script;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
-use std::fmt::Write as _;
 
 use kvproto::{eraftpb, metapb, pdpb};
-use scheduler::cluster::{Cluster, Output};
+use scheduler::cluster::Cluster;
 use scheduler::id::IdSource;
-use scheduler::kv::records::MetaWrite;
-use scheduler::schedule::checker::Obstacle;
-use scheduler::schedule::operator_controller::OperatorEvent;
 use scheduler::schedule::{RegionCommand, ScheduleConfig};
 
 type Outcome = Result<String, Box<dyn Error>>;
@@ -110,6 +108,32 @@ enum Command {
     },
     /// Sends the report that the last silent split left out.
     LateReport,
+    /// Orders an operator: what it does is the key that is given.
+    Order {
+        id: u64,
+        #[arg(key)]
+        leader: Option<u64>,
+        #[arg(key)]
+        region: Option<List>,
+        #[arg(key)]
+        from: Option<u64>,
+        #[arg(key)]
+        to: Option<u64>,
+        #[arg(key)]
+        add: Option<u64>,
+        #[arg(key)]
+        learner: Option<u64>,
+        #[arg(key)]
+        remove: Option<u64>,
+        #[arg(key)]
+        split: Option<String>,
+        #[arg(key)]
+        scatter: Option<String>,
+    },
+    /// Cancels the operator of a region.
+    Cancel { id: u64 },
+    /// Prints the operators that ended.
+    History,
     /// Obeys until the region has no operator.
     Settle { id: u64 },
     /// Begins to remove a store.
@@ -352,107 +376,6 @@ impl Runner {
         let out = self.cluster.report_split(self.now_ms, regions, &mut self.ids)?;
         Ok(self.print(out))
     }
-
-    fn print(&mut self, out: Output) -> String {
-        let mut text = String::new();
-        for write in &out.writes {
-            match write {
-                MetaWrite::Bootstrapped(_) => text += "write: bootstrapped\n",
-                MetaWrite::Store(store) => {
-                    let _ = writeln!(text, "write: store {} {:?}", store.id, store.state());
-                }
-                MetaWrite::Region(region) => {
-                    let _ = writeln!(text, "write: region {}", describe(region));
-                }
-                MetaWrite::RegionGone(id) => {
-                    let _ = writeln!(text, "write: region {id} is gone");
-                }
-                MetaWrite::Scheduler(record) => {
-                    let _ = writeln!(text, "write: {record:?}");
-                }
-                MetaWrite::Keyspace(meta) => {
-                    let _ = writeln!(text, "write: keyspace {}", meta.name);
-                }
-                MetaWrite::ClientKey(kept) => {
-                    let _ = writeln!(text, "write: client key {:?}", kept.key);
-                }
-            }
-        }
-        for event in &out.events {
-            let _ = match event {
-                OperatorEvent::Created { region_id, description, .. } => {
-                    writeln!(text, "operator for {region_id}: {description}")
-                }
-                OperatorEvent::Finished { region_id, name } => {
-                    writeln!(text, "operator for {region_id} finished: {name}")
-                }
-                OperatorEvent::Cancelled { region_id, name, cause } => {
-                    writeln!(text, "operator for {region_id} given up: {name}: {cause}")
-                }
-            };
-        }
-        for command in out.commands {
-            let target = command.target_peer.unwrap_or_default();
-            let _ = writeln!(
-                text,
-                "to store {}: region {}: {}",
-                target.store_id,
-                command.region_id,
-                step(&command)
-            );
-            if let Some(region) = self.regions.get_mut(&command.region_id) {
-                region.last_command = Some(command);
-            }
-        }
-        text
-    }
-
-    fn show(&self) -> String {
-        let mut text = String::new();
-        for store in self.cluster.basic().stores() {
-            let id = store.meta.id;
-            let state = self.cluster.store_state(store, self.now_ms).name();
-            let (regions, leaders) =
-                (self.cluster.basic().region_count(id), self.cluster.basic().leader_count(id));
-            let _ = writeln!(text, "store {id} {state}: {regions} regions, {leaders} leaders");
-        }
-        for region in self.cluster.basic().regions().scan(b"", b"") {
-            let leader = region.leader_store().map_or("none".into(), |store| store.to_string());
-            let operator =
-                self.cluster.operator(region.id()).map_or(String::new(), |o| format!(", {}", o.describe()));
-            let _ = writeln!(text, "region {} led by {leader}{operator}", describe(&region.meta));
-        }
-        for obstacle in Obstacle::ALL {
-            let waiting = self.cluster.regions_waiting_for(obstacle);
-            if waiting > 0 {
-                let _ = writeln!(text, "{waiting} regions wait: {}", obstacle.name());
-            }
-        }
-        text
-    }
-}
-
-fn step(command: &RegionCommand) -> String {
-    if let Some(transfer) = &command.transfer_leader {
-        return format!("transfer leader to store {}", transfer.peer.unwrap_or_default().store_id);
-    }
-    let change = command.change_peer.unwrap_or_default();
-    let peer = change.peer.unwrap_or_default();
-    format!("{:?} {} on store {}", change.change_type(), peer.id, peer.store_id)
-}
-
-fn describe(region: &metapb::Region) -> String {
-    let epoch = region.region_epoch.unwrap_or_default();
-    let peers: Vec<String> = region
-        .peers
-        .iter()
-        .map(|peer| {
-            format!("{}{}", peer.store_id, if peer.role() == metapb::PeerRole::Learner { "l" } else { "" })
-        })
-        .collect();
-    let key = |key: &[u8]| key.escape_ascii().to_string();
-    let range = format!("[{},{})", key(&region.start_key), key(&region.end_key));
-    format!("{} {range} v{} c{} on {}", region.id, epoch.version, epoch.conf_ver, peers.join(","))
 }
 
 impl goldenscript::Runner for Runner {
@@ -495,6 +418,12 @@ impl goldenscript::Runner for Runner {
             Command::Obey { id, pending } => self.obey(*id, *pending),
             Command::AskSplit { id, count, version } => self.ask_split(*id, *count, *version),
             Command::Split { id, at, into, silent } => self.split(*id, at, into, *silent),
+            Command::Order { .. } => self.order(command),
+            Command::Cancel { id } => {
+                let out = self.cluster.cancel_operator(self.now_ms, *id)?;
+                Ok(self.print(out))
+            }
+            Command::History => Ok(self.history()),
             Command::LateReport => {
                 let regions = std::mem::take(&mut self.unreported);
                 self.report_split(regions)

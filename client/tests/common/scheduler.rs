@@ -260,6 +260,10 @@ impl Pd for Member {
         store_heartbeat: StoreHeartbeatRequest => StoreHeartbeatResponse;
         scan_regions: ScanRegionsRequest => ScanRegionsResponse;
         batch_scan_regions: BatchScanRegionsRequest => BatchScanRegionsResponse;
+        get_operator: GetOperatorRequest => GetOperatorResponse;
+        scatter_region: ScatterRegionRequest => ScatterRegionResponse;
+        split_regions: SplitRegionsRequest => SplitRegionsResponse;
+        split_and_scatter_regions: SplitAndScatterRegionsRequest => SplitAndScatterRegionsResponse;
         ask_split: AskSplitRequest => AskSplitResponse;
         report_split: ReportSplitRequest => ReportSplitResponse;
         ask_batch_split: AskBatchSplitRequest => AskBatchSplitResponse;

@@ -320,6 +320,31 @@ impl Pd for StandalonePd {
         self.store_only()
     }
 
+    async fn get_operator(&self, _: Request<pdpb::GetOperatorRequest>) -> Reply<pdpb::GetOperatorResponse> {
+        self.store_only()
+    }
+
+    async fn scatter_region(
+        &self,
+        _: Request<pdpb::ScatterRegionRequest>,
+    ) -> Reply<pdpb::ScatterRegionResponse> {
+        self.store_only()
+    }
+
+    async fn split_regions(
+        &self,
+        _: Request<pdpb::SplitRegionsRequest>,
+    ) -> Reply<pdpb::SplitRegionsResponse> {
+        self.store_only()
+    }
+
+    async fn split_and_scatter_regions(
+        &self,
+        _: Request<pdpb::SplitAndScatterRegionsRequest>,
+    ) -> Reply<pdpb::SplitAndScatterRegionsResponse> {
+        self.store_only()
+    }
+
     async fn ask_split(&self, _: Request<pdpb::AskSplitRequest>) -> Reply<pdpb::AskSplitResponse> {
         self.store_only()
     }

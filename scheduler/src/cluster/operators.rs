@@ -4,6 +4,7 @@ use super::{Cluster, Output, scene};
 use crate::coordinator::Scene;
 use crate::error::ClusterError;
 use crate::id::IdSource;
+use crate::schedule::checker::Obstacle;
 use crate::schedule::operator::{Cancel, Operator};
 use crate::schedule::operator_controller::OperatorRecord;
 use crate::schedule::order::{self, Order};
@@ -35,6 +36,7 @@ impl Cluster {
         let mut out = Output::default();
         match self.coordinator.start(scene, operator, &mut out) {
             Ok(()) => Ok(out),
+            Err(Obstacle::HasOperator) => Err(refused("one that is as urgent runs: cancel it first".into())),
             Err(obstacle) => Err(refused(obstacle.name().to_string())),
         }
     }

@@ -202,7 +202,7 @@ impl OperatorController {
 /// What a look at an operator brings: whether it goes on with a command to send, or how it ended.
 #[derive(Debug)]
 pub enum Judgement {
-    GoesOn(Option<RegionCommand>),
+    GoesOn(Option<Box<RegionCommand>>),
     Ended(Outcome),
 }
 
@@ -210,7 +210,9 @@ pub enum Judgement {
 pub fn judge(operator: &mut Operator, region: Option<&RegionInfo>, view: &View<'_>) -> Judgement {
     let Some(region) = region else { return Judgement::Ended(Outcome::Cancelled(Cancel::RegionGone)) };
     match operator.advance(region, view) {
-        Progress::Running => Judgement::GoesOn(operator.command(region, view.config, view.now_ms)),
+        Progress::Running => {
+            Judgement::GoesOn(operator.command(region, view.config, view.now_ms).map(Box::new))
+        }
         Progress::Finished => Judgement::Ended(Outcome::Finished),
         Progress::Cancelled(cause) => Judgement::Ended(Outcome::Cancelled(cause)),
     }

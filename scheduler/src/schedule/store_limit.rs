@@ -98,10 +98,12 @@ impl StoreLimits {
 }
 
 fn cost(region_mib: u64) -> u64 {
-    match region_mib {
-        0..=EMPTY_MIB => 0,
-        0..=SMALL_MIB => TOKEN / 5,
-        _ => TOKEN,
+    if region_mib <= EMPTY_MIB {
+        0
+    } else if region_mib <= SMALL_MIB {
+        TOKEN / 5
+    } else {
+        TOKEN
     }
 }
 

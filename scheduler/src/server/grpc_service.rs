@@ -379,6 +379,34 @@ impl Pd for GrpcService {
         Ok(Response::new(pdpb::BatchScanRegionsResponse { header, regions }))
     }
 
+    async fn get_operator(
+        &self,
+        request: Request<pdpb::GetOperatorRequest>,
+    ) -> Result<Response<pdpb::GetOperatorResponse>, Status> {
+        self.tell_operator(request.into_inner()).await
+    }
+
+    async fn scatter_region(
+        &self,
+        request: Request<pdpb::ScatterRegionRequest>,
+    ) -> Result<Response<pdpb::ScatterRegionResponse>, Status> {
+        self.spread(request.into_inner()).await
+    }
+
+    async fn split_regions(
+        &self,
+        request: Request<pdpb::SplitRegionsRequest>,
+    ) -> Result<Response<pdpb::SplitRegionsResponse>, Status> {
+        self.split_at_keys(request.into_inner()).await
+    }
+
+    async fn split_and_scatter_regions(
+        &self,
+        request: Request<pdpb::SplitAndScatterRegionsRequest>,
+    ) -> Result<Response<pdpb::SplitAndScatterRegionsResponse>, Status> {
+        self.split_and_spread(request.into_inner()).await
+    }
+
     async fn ask_split(
         &self,
         request: Request<pdpb::AskSplitRequest>,

@@ -14,6 +14,7 @@ mod listener;
 pub(crate) mod meta_writer;
 mod metrics;
 mod operator_api;
+mod placement_service;
 mod scheduler_api;
 mod split_service;
 pub(crate) mod state;

@@ -1,0 +1,4 @@
+//! Parts of the script runner.
+
+pub mod orders;
+pub mod print;
