@@ -30,6 +30,11 @@ impl Kvasir {
         Ok(Self { cluster, ready_after: begin.elapsed() })
     }
 
+    /// The scheduler's address.
+    pub fn endpoint(&self) -> String {
+        self.cluster.endpoint()
+    }
+
     /// The official client, in API V2.
     pub async fn official(&self) -> Result<RawClient, BenchError> {
         let config = Config::default().with_default_keyspace();

@@ -6,6 +6,7 @@ pub mod echo;
 pub mod etcd;
 pub mod kvasir;
 pub mod load;
+pub mod regions;
 pub mod report;
 pub mod usage;
 

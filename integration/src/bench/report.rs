@@ -3,12 +3,13 @@
 use std::fmt::Write;
 
 use super::load::Measured;
+use super::regions::{Divided, subject};
 use super::usage::Usage;
 
 /// One line of the table.
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct Row {
-    pub subject: &'static str,
+    pub subject: String,
     pub operation: &'static str,
     pub clients: usize,
     #[serde(flatten)]
@@ -18,7 +19,7 @@ pub struct Row {
 /// A number with the mark it should reach, or stay below.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct Mark {
-    pub name: &'static str,
+    pub name: String,
     pub value: f64,
     pub wanted: f64,
     pub reached: bool,
@@ -30,6 +31,7 @@ pub struct Report {
     pub rows: Vec<Row>,
     pub stores: Vec<Usage>,
     pub ready_after_ms: u64,
+    pub divided: Vec<Divided>,
     pub marks: Vec<Mark>,
 }
 
@@ -38,15 +40,18 @@ pub const ECHO_BATCHED: &str = "echo, batched";
 pub const SDK: &str = "kvasir, SDK";
 pub const OFFICIAL: &str = "kvasir, tikv-client";
 pub const ETCD: &str = "etcd";
+/// The share of the throughput with one region that hundreds of them should keep.
+const REGIONS_KEEP: f64 = 0.7;
 
 impl Report {
     pub fn add(
         &mut self,
-        subject: &'static str,
+        subject: impl Into<String>,
         operation: &'static str,
         clients: usize,
         measured: Measured,
     ) {
+        let subject = subject.into();
         self.rows.push(Row { subject, operation, clients, measured });
     }
 
@@ -54,7 +59,7 @@ impl Report {
         let row = self
             .rows
             .iter()
-            .find(|row| (row.subject, row.operation, row.clients) == (subject, operation, clients));
+            .find(|row| (&row.subject[..], row.operation, row.clients) == (subject, operation, clients));
         row.map(|row| row.measured.operations_per_second).filter(|rate| *rate > 0.0)
     }
 
@@ -63,11 +68,12 @@ impl Report {
         let ratio = |subject, operation, base, base_operation, clients| {
             Some(self.rate(subject, operation, clients)? / self.rate(base, base_operation, clients)?)
         };
-        let at_least = |name, wanted, value: Option<f64>| {
-            value.map(|value| Mark { name, value, wanted, reached: value >= wanted })
+        let at_least = |name: &str, wanted, value: Option<f64>| {
+            value.map(|value| Mark { name: name.into(), value, wanted, reached: value >= wanted })
         };
-        let below = |name, wanted, value: Option<u64>| {
-            value.map(|value| Mark { name, value: value as f64, wanted, reached: (value as f64) < wanted })
+        let below = |name: &str, wanted, value: Option<u64>| {
+            let mark = |value| Mark { name: name.into(), value, wanted, reached: value < wanted };
+            value.map(|value| mark(value as f64))
         };
         let resident = self.stores.iter().map(|usage| usage.resident_kib / 1024).max();
         let threads = self.stores.iter().map(|usage| usage.threads).max();
@@ -84,6 +90,20 @@ impl Report {
             below("threads of a store, below", 30.0, threads),
         ];
         self.marks = marks.into_iter().flatten().collect();
+    }
+
+    /// Computes what more regions leave of the throughput with the first number of them.
+    pub fn compute_region_marks(&mut self, counts: &[usize], clients: usize) {
+        let Some((base, more)) = counts.split_first() else { return };
+        let rate = |count: usize, operation| self.rate(&subject(count), operation, clients);
+        let mut marks = Vec::new();
+        for (count, operation) in more.iter().flat_map(|count| [(*count, "put"), (*count, "get")]) {
+            let Some((value, one)) = rate(count, operation).zip(rate(*base, operation)) else { continue };
+            let (value, wanted) = (value / one, REGIONS_KEEP);
+            let name = format!("{operation}s, {count} regions / {base}");
+            marks.push(Mark { name, value, wanted, reached: value >= wanted });
+        }
+        self.marks = marks;
     }
 
     /// For people.
@@ -108,7 +128,7 @@ impl Report {
             let [clients, rate, p50, p99, p999, errors] = numbers.map(|number| number.to_string());
             line(
                 &mut text,
-                [row.subject.into(), row.operation.into(), clients, rate, p50, p99, p999, errors],
+                [row.subject.clone(), row.operation.into(), clients, rate, p50, p99, p999, errors],
             );
             if let Some(error) = &m.first_error {
                 let _ = writeln!(text, "    first error: {error}");
@@ -122,6 +142,11 @@ impl Report {
                 usage.resident_kib / 1024,
                 usage.threads
             );
+        }
+        for divided in &self.divided {
+            let spread = divided.spread_ms.map_or("not in time".into(), |ms| format!("after {ms} ms"));
+            let (regions, split, leaders) = (divided.regions, divided.split_ms, &divided.leaders);
+            let _ = writeln!(text, "{regions} regions: split in {split} ms, leaders {leaders:?} {spread}");
         }
         if self.ready_after_ms > 0 {
             let _ = writeln!(text, "cluster ready after {} ms", self.ready_after_ms);
@@ -161,7 +186,7 @@ mod tests {
         report.add(ETCD, "put", 64, measured(100.0));
         report.stores.push(Usage { resident_kib: 200 << 10, threads: 12 });
         report.compute_marks(64, 256);
-        let found: Vec<_> = report.marks.iter().map(|mark| (mark.name, mark.value, mark.reached)).collect();
+        let found: Vec<_> = report.marks.iter().map(|mark| (&mark.name[..], mark.value, mark.reached)).collect();
         let expected = [
             ("gets, tikv-client / echo unary", 0.7, false),
             ("puts, SDK / etcd", 9.0, true),
@@ -170,5 +195,16 @@ mod tests {
         ];
         assert_eq!(found, expected);
         assert!(report.table().contains("MISSED"));
+    }
+
+    #[test]
+    fn more_regions_are_compared_with_the_first_number() {
+        let mut report = Report::default();
+        report.add(subject(1), "put", 64, measured(1000.0));
+        report.add(subject(50), "put", 64, measured(900.0));
+        report.add(subject(500), "put", 64, measured(500.0));
+        report.compute_region_marks(&[1, 50, 500], 64);
+        let found: Vec<_> = report.marks.iter().map(|m| (&m.name[..], m.value, m.reached)).collect();
+        assert_eq!(found, [("puts, 50 regions / 1", 0.9, true), ("puts, 500 regions / 1", 0.5, false)]);
     }
 }

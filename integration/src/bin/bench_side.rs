@@ -8,7 +8,7 @@ use bytes::Bytes;
 use clap::{Parser, Subcommand, ValueEnum};
 use integration::bench::load::{self, Load, Measured};
 use integration::bench::report::{ECHO_BATCHED, ECHO_UNARY, ETCD, OFFICIAL, Report, SDK};
-use integration::bench::{BenchError, Plan, echo, etcd, kvasir};
+use integration::bench::{BenchError, Plan, echo, etcd, kvasir, regions};
 use integration::cluster::{Launch, Process, free_address, wait_until};
 
 /// Measures echo, our cluster and etcd side by side.
@@ -54,6 +54,9 @@ struct Options {
     /// What to measure.
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Subject::Echo, Subject::Kvasir, Subject::Etcd])]
     subjects: Vec<Subject>,
+    /// Numbers of regions for the subject `regions`, ascending.
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 50, 200, 500])]
+    regions: Vec<usize>,
     /// How the result is printed.
     #[arg(long, value_enum, default_value_t = Output::Table)]
     output: Output,
@@ -64,6 +67,8 @@ enum Subject {
     Echo,
     Kvasir,
     Etcd,
+    /// The same load on one region, then on more and more.
+    Regions,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -112,6 +117,12 @@ async fn measure(options: &Options) -> Result<Report, BenchError> {
             Some(program) => measure_etcd(&plan, &program, dir.path(), &mut report).await?,
             None => eprintln!("etcd is not installed: left out"),
         }
+    }
+    if options.subjects.contains(&Subject::Regions) {
+        let load = load(&plan, plan.clients);
+        regions::measure(&plan, load, &options.regions, &dir.path().join("regions"), &mut report).await?;
+        report.compute_region_marks(&options.regions, plan.clients);
+        return Ok(report);
     }
     report.compute_marks(plan.clients, plan.many_clients);
     Ok(report)

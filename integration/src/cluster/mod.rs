@@ -9,6 +9,7 @@ mod ports;
 mod process;
 pub mod regions;
 pub mod proxy;
+pub mod split;
 pub mod workload;
 
 use std::collections::BTreeMap;
