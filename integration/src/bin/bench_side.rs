@@ -120,7 +120,7 @@ async fn measure(options: &Options) -> Result<Report, BenchError> {
     }
     if options.subjects.contains(&Subject::Regions) {
         let load = load(&plan, plan.clients);
-        regions::measure(&plan, load, &options.regions, &dir.path().join("regions"), &mut report).await?;
+        regions::measure(&plan, load, &options.regions, dir.path(), &mut report).await?;
         report.compute_region_marks(&options.regions, plan.clients);
         return Ok(report);
     }
