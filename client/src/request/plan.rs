@@ -339,6 +339,7 @@ impl Executor {
         let attempt = retry::Attempt {
             access: call.access,
             number: call.attempt,
+            region_id: region.id,
             epoch: region.epoch,
             left: call.left(),
             jitter: call.draw(),

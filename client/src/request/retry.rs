@@ -53,6 +53,8 @@ pub struct Attempt {
     pub access: Access,
     /// Attempts that failed before this one.
     pub number: u32,
+    /// The region the request was sent to.
+    pub region_id: u64,
     /// The epoch the request was sent with.
     pub epoch: metapb::RegionEpoch,
     /// Time until the deadline of the call.
@@ -132,7 +134,8 @@ fn region_error(error: &errorpb::Error, attempt: &Attempt) -> Decision {
     if let Some(mismatch) = &error.epoch_not_match {
         return match &mismatch.current_regions[..] {
             [] => decision(Update::Forget, at_once),
-            regions if regions.iter().any(|region| is_older(region, &attempt.epoch)) => {
+            // Only the region itself tells whether the store is behind: neighbours have versions of their own.
+            regions if regions.iter().any(|r| r.id == attempt.region_id && is_older(r, &attempt.epoch)) => {
                 decision(Update::Keep, pause)
             }
             regions => decision(Update::Replace(regions.to_vec()), at_once),
@@ -196,13 +199,16 @@ mod tests {
     /// The language of `tests/scripts/retry`: what happened to which attempt.
     #[derive(goldenscript::Command)]
     enum Command {
-        /// An attempt at a region of epoch 5.5 failed: fail not_leader leader=2 access=cas attempt=3 left_ms=100
+        /// An attempt at region 1 of epoch 5.5 failed: fail not_leader leader=2 access=cas attempt=3 left_ms=100
         Fail {
             what: String,
             #[arg(key)]
             leader: Option<u64>,
             #[arg(key)]
             version: Option<u64>,
+            /// With `version`: the version of a neighbour that is told of as well.
+            #[arg(key)]
+            neighbour: Option<u64>,
             #[arg(key)]
             hint_ms: Option<u64>,
             #[arg(key)]
@@ -216,7 +222,13 @@ mod tests {
 
     struct Runner;
 
-    fn error(what: &str, leader: Option<u64>, version: Option<u64>, hint_ms: u64) -> Option<errorpb::Error> {
+    fn error(
+        what: &str,
+        leader: Option<u64>,
+        version: Option<u64>,
+        neighbour: Option<u64>,
+        hint_ms: u64,
+    ) -> Option<errorpb::Error> {
         let mut error = errorpb::Error::default();
         match what {
             "not_leader" => {
@@ -224,11 +236,14 @@ mod tests {
                 error.not_leader = Some(errorpb::NotLeader { region_id: 1, leader });
             }
             "epoch_not_match" => {
-                let region = |version| metapb::Region {
-                    region_epoch: Some(metapb::RegionEpoch { version, conf_ver: 5 }),
+                let region_epoch = |version| Some(metapb::RegionEpoch { version, conf_ver: 5 });
+                let region = |(id, version)| metapb::Region {
+                    id,
+                    region_epoch: region_epoch(version),
                     ..Default::default()
                 };
-                let current_regions = version.map(region).into_iter().collect();
+                let told = version.map(|v| (1, v)).into_iter().chain(neighbour.map(|v| (2, v)));
+                let current_regions = told.map(region).collect();
                 error.epoch_not_match = Some(errorpb::EpochNotMatch { current_regions });
             }
             "server_is_busy" => {
@@ -279,7 +294,8 @@ mod tests {
         type Command = Command;
 
         fn run(&mut self, command: &Command, _: &goldenscript::Context) -> Result<String, Box<dyn Error>> {
-            let Command::Fail { what, leader, version, hint_ms, access, attempt, left_ms } = command;
+            let Command::Fail { what, leader, version, neighbour, hint_ms, access, attempt, left_ms } =
+                command;
             let access = match access.as_deref() {
                 None | Some("read") => Access::Read,
                 Some("write") => Access::Write,
@@ -289,11 +305,12 @@ mod tests {
             let attempt = Attempt {
                 access,
                 number: attempt.unwrap_or(0),
+                region_id: 1,
                 epoch: metapb::RegionEpoch { version: 5, conf_ver: 5 },
                 left: Duration::from_millis(left_ms.unwrap_or(5000)),
                 jitter: 0,
             };
-            let region_error = error(what, *leader, *version, hint_ms.unwrap_or(0));
+            let region_error = error(what, *leader, *version, *neighbour, hint_ms.unwrap_or(0));
             let failure = match (what.as_str(), &region_error) {
                 (_, Some(error)) => Failure::Region(error),
                 ("not_sent", _) => Failure::NotSent,
@@ -326,12 +343,12 @@ mod tests {
 
     #[test]
     fn a_conditional_write_that_may_have_happened_is_never_sent_again() {
-        let undetermined = error("undetermined_result", None, None, 0).unwrap();
+        let undetermined = error("undetermined_result", None, None, None, 0).unwrap();
         let failures = [Failure::Region(&undetermined), Failure::Broken, Failure::Silent];
         for (failure, number) in failures.into_iter().flat_map(|f| (0..5).map(move |n| (f, n))) {
             let access = Access::ConditionalWrite;
             let (epoch, left) = (metapb::RegionEpoch::default(), Duration::from_secs(1));
-            let decision = decide(failure, &Attempt { access, number, epoch, left, jitter: 0 });
+            let decision = decide(failure, &Attempt { access, number, region_id: 1, epoch, left, jitter: 0 });
             assert_eq!(decision.next, Next::Undetermined, "{failure:?}");
         }
     }

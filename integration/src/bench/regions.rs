@@ -62,7 +62,8 @@ pub async fn measure(
 
 async fn divide(client: &RawClient, plan: &Plan, count: usize) -> Result<Divided, String> {
     let codec = KeyCodec::V2 { mode: Mode::Raw, keyspace: KeyspaceId::DEFAULT };
-    let cut = |n: u64| codec.wire_key(Bytes::from(format!("kvctl-bench/{:016x}", plan.keys * n / count as u64)));
+    let cut =
+        |n: u64| codec.wire_key(Bytes::from(format!("kvctl-bench/{:016x}", plan.keys * n / count as u64)));
     let cuts: Vec<Bytes> = (1..count as u64).map(cut).collect();
     let begin = Instant::now();
     split_at(client.scheduler(), &cuts, WITHIN).await?;

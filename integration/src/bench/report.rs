@@ -186,7 +186,8 @@ mod tests {
         report.add(ETCD, "put", 64, measured(100.0));
         report.stores.push(Usage { resident_kib: 200 << 10, threads: 12 });
         report.compute_marks(64, 256);
-        let found: Vec<_> = report.marks.iter().map(|mark| (&mark.name[..], mark.value, mark.reached)).collect();
+        let found: Vec<_> =
+            report.marks.iter().map(|mark| (&mark.name[..], mark.value, mark.reached)).collect();
         let expected = [
             ("gets, tikv-client / echo unary", 0.7, false),
             ("puts, SDK / etcd", 9.0, true),

@@ -7,8 +7,8 @@ pub mod history;
 mod http;
 mod ports;
 mod process;
-pub mod regions;
 pub mod proxy;
+pub mod regions;
 pub mod split;
 pub mod workload;
 

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use kvclient::{RegionInfo, SchedulerClient};
 use kvproto::key::BoundaryForm;
-use kvproto::kvrpcpb::{ApiVersion, Context, SplitRegionRequest};
-use kvproto::tikvpb::tikv_client::TikvClient;
-use tonic::transport::{Channel, Endpoint};
+use kvproto::kvrpcpb::ApiVersion;
+
+use super::regions::Regions;
 
 /// How long one round is waited for before the next.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -21,7 +21,8 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// When that is not so within `within`, with what was in the way last.
 pub async fn split_at(scheduler: &SchedulerClient, keys: &[Bytes], within: Duration) -> Result<(), String> {
     let deadline = Instant::now() + within;
-    let mut stores = BTreeMap::new();
+    let url = scheduler.leader_url();
+    let cluster = Regions::connect(url.trim_start_matches("http://")).await.map_err(|e| e.to_string())?;
     let mut last_error = String::new();
     loop {
         let regions = regions(scheduler).await?;
@@ -32,10 +33,9 @@ pub async fn split_at(scheduler: &SchedulerClient, keys: &[Bytes], within: Durat
         if Instant::now() > deadline {
             return Err(format!("{} of {} cuts are missing; {last_error}", missing.len(), keys.len()));
         }
-        let work = by_region(&regions, missing);
-        for (region, keys) in work {
-            if let Err(error) = cut(scheduler, &mut stores, region, keys).await {
-                last_error = error;
+        for keys in by_region(&regions, missing) {
+            if let Err(error) = cluster.split(&keys).await {
+                last_error = error.to_string();
             }
         }
         tokio::time::sleep(PAUSE).await;
@@ -70,7 +70,8 @@ fn missing<'a>(regions: &[RegionInfo], keys: &'a [Bytes]) -> Vec<&'a Bytes> {
     keys.iter().filter(|key| starts.binary_search(&&boundary(key)).is_err()).collect()
 }
 
-fn by_region<'a>(regions: &'a [RegionInfo], keys: Vec<&Bytes>) -> Vec<(&'a RegionInfo, Vec<Bytes>)> {
+/// The keys, those of one region together.
+fn by_region(regions: &[RegionInfo], keys: Vec<&Bytes>) -> Vec<Vec<Bytes>> {
     let mut work: BTreeMap<usize, Vec<Bytes>> = BTreeMap::new();
     for key in keys {
         let boundary = boundary(key);
@@ -81,37 +82,5 @@ fn by_region<'a>(regions: &'a [RegionInfo], keys: Vec<&Bytes>) -> Vec<(&'a Regio
             work.entry(at).or_default().push(key.clone());
         }
     }
-    work.into_iter().map(|(at, keys)| (&regions[at], keys)).collect()
-}
-
-async fn cut(
-    scheduler: &SchedulerClient,
-    stores: &mut BTreeMap<u64, TikvClient<Channel>>,
-    region: &RegionInfo,
-    split_keys: Vec<Bytes>,
-) -> Result<(), String> {
-    let leader = region.leader.ok_or_else(|| format!("region {} has no leader", region.region.id))?;
-    let mut store = match stores.get(&leader.store_id) {
-        Some(store) => store.clone(),
-        None => {
-            let found = scheduler.get_store(leader.store_id).await.map_err(|e| e.to_string())?;
-            let endpoint = Endpoint::from_shared(format!("http://{}", found.address));
-            let store = TikvClient::new(endpoint.map_err(|e| e.to_string())?.connect_lazy());
-            stores.entry(leader.store_id).or_insert(store).clone()
-        }
-    };
-    let context = Context {
-        region_id: region.region.id,
-        region_epoch: region.region.region_epoch,
-        peer: Some(leader),
-        api_version: ApiVersion::V2 as i32,
-        ..Default::default()
-    };
-    let request = SplitRegionRequest { context: Some(context), split_keys, is_raw_kv: true, ..Default::default() };
-    let reply = store.split_region(request).await.map_err(|e| e.to_string())?.into_inner();
-    match (reply.region_error, reply.errors.first()) {
-        (Some(error), _) => Err(format!("region {}: {}", region.region.id, error.message)),
-        (None, Some(error)) => Err(format!("region {}: {error:?}", region.region.id)),
-        (None, None) => Ok(()),
-    }
+    work.into_values().collect()
 }

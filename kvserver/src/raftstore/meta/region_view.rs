@@ -186,13 +186,16 @@ impl ViewRegistry {
         slot.store(Arc::new(map));
     }
 
-    /// The region and those that lie next to it here: what a client with an older view of it should know.
+    /// The region and those near it here that may have been a part of it: what a client with an older view of it
+    /// should know. A split gives all parts the same version, so those with a smaller one are not.
     pub fn current_regions(&self, meta: &RegionMeta) -> Vec<metapb::Region> {
         // Few requests come with an old view, so looking at all regions is cheaper than an index of their keys.
         let (mut before, mut after) = (BTreeMap::new(), BTreeMap::new());
         for slot in &self.slots {
             for view in slot.load().values().filter_map(|cell| cell.load()) {
-                let is_other = view.meta.region.id != meta.region.id && !view.meta.region.peers.is_empty();
+                let is_other = view.meta.region.id != meta.region.id
+                    && !view.meta.region.peers.is_empty()
+                    && view.meta.version() >= meta.version();
                 let side = match view.meta.start.cmp(&meta.start) {
                     _ if !is_other => continue,
                     std::cmp::Ordering::Less => &mut before,
