@@ -5,6 +5,7 @@
 //! here. Stop: the talk with the scheduler ends, the raft threads finish what has arrived, the background threads
 //! their task at work, then the databases close.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -55,7 +56,7 @@ use crate::storage::store::{RaftIngress, Store};
 const LEAVE_MS: u64 = 5_000;
 /// How often it is looked whether leaders are still here, and after how many looks another peer is asked to lead.
 const LEAVE_EVERY: Duration = Duration::from_millis(20);
-const LEAVE_LOOKS: usize = 25;
+const LEAVE_LOOKS: usize = 10;
 /// Pause between attempts to reach the scheduler at start.
 const SCHEDULER_RETRY: Duration = Duration::from_millis(500);
 
@@ -129,14 +130,22 @@ impl RaftStore {
         }
     }
 
+    /// No leader is known of a region that has a peer here.
+    fn is_leaderless(&self, region_id: u64) -> bool {
+        self.views.get(region_id).is_some_and(|(_, view)| view.leader.is_none())
+    }
+
     async fn leave_all(&self) {
         self.figures.stopping.cancel();
         self.scheduler_task.report_store_now();
         let deadline = clock::now().plus_ms(LEAVE_MS);
+        let mut left = BTreeSet::new();
         for attempt in 0.. {
             let mut led = self.led();
             led.retain(|view| view.meta.region.peers.iter().filter(|p| !region::is_learner(p)).count() > 1);
-            if led.is_empty() || clock::now() >= deadline {
+            left.extend(led.iter().map(|view| view.meta.region.id));
+            // Who leads no more may still have to vote for the next leader.
+            if led.is_empty() && !left.iter().any(|id| self.is_leaderless(*id)) || clock::now() >= deadline {
                 break;
             }
             // A transfer gets some time before another peer is tried.
