@@ -24,6 +24,7 @@ mod rocks_open;
 mod rocks_options;
 mod rocks_snapshot;
 mod rocks_sst;
+mod synced_mark;
 
 pub use rocks_log::RocksLogStore;
 pub use rocks_options::EngineConfig;
@@ -83,6 +84,13 @@ pub enum EngineError {
     /// The directory holds another kind of database, or one of a newer version.
     #[error("{path} was not written by this version of kvserver: {cause}; check the data directory")]
     WrongFamilies { path: PathBuf, cause: String },
+    /// Writes that were on disk are gone, and with them promises that were made to others.
+    #[error(
+        "{path} has lost writes that were on disk: it ends at write {recovered} and was synced up to {synced}. This \
+         store has forgotten what it promised to others and must not go on: remove it from the cluster and start it \
+         with an empty data directory, its replicas are made anew from the others"
+    )]
+    LostWrites { path: PathBuf, recovered: u64, synced: u64 },
     /// Stored bytes do not have the shape they must have.
     #[error("corrupt data: {0}")]
     Corrupt(String),

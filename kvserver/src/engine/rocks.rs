@@ -20,6 +20,7 @@ use rocksdb::{
 use super::rocks_density::Densities;
 use super::rocks_open::{check_families, engine_error, open_error, read_error, write_error, write_options};
 use super::rocks_options::{self, EngineConfig};
+use super::synced_mark::SyncedMark;
 use super::{
     Cf, Engine, EngineError, EngineStats, Iter, Op, RangeEstimate, Result, Snapshot, SortedFile, WriteBatch,
     WriteOptions, rocks_snapshot, rocks_sst,
@@ -63,6 +64,7 @@ pub(super) struct Inner {
     memtables: WriteBufferManager,
     densities: Densities,
     path: PathBuf,
+    mark: SyncedMark,
     pub(super) db: DB,
 }
 
@@ -71,7 +73,8 @@ impl RocksEngine {
     ///
     /// # Errors
     /// [`EngineError::InUse`] when another process has it open, [`EngineError::WrongFamilies`] when it is not a
-    /// database of this program or of a newer version, [`EngineError::Corrupt`] when files are damaged.
+    /// database of this program or of a newer version, [`EngineError::Corrupt`] when files are damaged,
+    /// [`EngineError::LostWrites`] when writes that were synced are gone.
     pub fn open(path: &Path, config: &EngineConfig) -> Result<RocksEngine> {
         let shared = rocks_options::data_options(config);
         let mut options = shared.db;
@@ -102,6 +105,7 @@ impl RocksEngine {
                 memtables: shared.memtables,
                 densities: Densities::default(),
                 path: path.to_path_buf(),
+                mark: SyncedMark::open(path, db.latest_sequence_number())?,
                 db,
             }),
         })
@@ -229,11 +233,17 @@ impl Engine for RocksEngine {
             return if options.sync { self.sync() } else { Ok(()) };
         }
         let write = &self.inner.write[usize::from(options.no_slowdown)][usize::from(options.sync)];
-        self.inner.db.write_opt(self.inner.to_rocks(batch)?, write).map_err(write_error)
+        let batch = self.inner.to_rocks(batch)?;
+        // Each change takes a number above all that were given out before.
+        let end = self.inner.db.latest_sequence_number() + batch.len() as u64;
+        self.inner.db.write_opt(batch, write).map_err(write_error)?;
+        if options.sync { self.inner.mark.raise(end) } else { Ok(()) }
     }
 
     fn sync(&self) -> Result<()> {
-        self.inner.db.flush_wal(true).map_err(engine_error)
+        let end = self.inner.db.latest_sequence_number();
+        self.inner.db.flush_wal(true).map_err(engine_error)?;
+        self.inner.mark.raise(end)
     }
 
     fn write_sorted_file(&self, iter: &mut dyn Iter, path: &Path) -> Result<Option<SortedFile>> {
@@ -319,6 +329,7 @@ impl Engine for RocksEngine {
         options.set_wait(true);
         self.inner.db.flush_cfs_opt(&families.each_ref().map(|f| *f), &options).map_err(engine_error)?;
         self.sync()?;
+        self.inner.mark.close()?;
         self.inner.db.cancel_all_background_work(true);
         Ok(())
     }

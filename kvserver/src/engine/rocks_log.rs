@@ -21,6 +21,7 @@ use super::log_store::{
 use super::rocks::directory_bytes;
 use super::rocks_open::{engine_error, open_error, read_error, write_options};
 use super::rocks_options::{self, EngineConfig};
+use super::synced_mark::SyncedMark;
 use super::{EngineError, Result};
 
 /// The version of both record formats.
@@ -45,6 +46,7 @@ pub struct RocksLogStore {
     synced: WriteOptions,
     unsynced: WriteOptions,
     path: PathBuf,
+    mark: SyncedMark,
     db: DB,
 }
 
@@ -52,15 +54,28 @@ impl RocksLogStore {
     /// Opens the logs in `path`, creating them when there are none.
     ///
     /// # Errors
-    /// [`EngineError::InUse`] when another process has them open, [`EngineError::Corrupt`] when damaged.
+    /// [`EngineError::InUse`] when another process has them open, [`EngineError::Corrupt`] when damaged,
+    /// [`EngineError::LostWrites`] when writes that were synced are gone.
     pub fn open(path: &Path, config: &EngineConfig) -> Result<RocksLogStore> {
         let db = DB::open(&rocks_options::log_options(config), path).map_err(|e| open_error(path, e))?;
         Ok(RocksLogStore {
             synced: write_options(true, false),
             unsynced: write_options(false, false),
             path: path.to_path_buf(),
+            mark: SyncedMark::open(path, db.latest_sequence_number())?,
             db,
         })
+    }
+
+    /// Writes a batch; with `sync` it is on disk when this returns, with everything before it.
+    fn write(&self, batch: WriteBatch, sync: bool) -> Result<()> {
+        if !sync {
+            return self.db.write_opt(batch, &self.unsynced).map_err(engine_error);
+        }
+        // Each change takes a number above all that were given out before.
+        let end = self.db.latest_sequence_number() + batch.len() as u64;
+        self.db.write_opt(batch, &self.synced).map_err(engine_error)?;
+        self.mark.raise(end)
     }
 
     /// A cursor over the region's entries `[low, high)`.
@@ -124,8 +139,7 @@ impl LogStore for RocksLogStore {
             region.check()?;
             add_region(&mut batch, &mut value, region);
         }
-        let options = if sync { &self.synced } else { &self.unsynced };
-        self.db.write_opt(batch, options).map_err(engine_error)?;
+        self.write(batch, sync)?;
         Ok(Durable::new())
     }
 
@@ -165,14 +179,14 @@ impl LogStore for RocksLogStore {
         let mut batch = WriteBatch::default();
         delete_entries(&mut batch, region_id, from, to);
         // Losing this in a crash only means that the log is longer than it needs to be.
-        self.db.write_opt(batch, &self.unsynced).map_err(engine_error)
+        self.write(batch, false)
     }
 
     fn remove(&self, region_id: u64) -> Result<()> {
         let mut batch = WriteBatch::default();
         batch.delete(kind_key(region_id, KIND_HARD_STATE));
         batch.delete_range(kind_key(region_id, KIND_ENTRY), kind_key(region_id, KIND_END));
-        self.db.write_opt(batch, &self.synced).map_err(engine_error)
+        self.write(batch, true)
     }
 
     fn disk_bytes(&self) -> u64 {
@@ -180,10 +194,13 @@ impl LogStore for RocksLogStore {
     }
 
     fn close(&self) -> Result<()> {
+        let end = self.db.latest_sequence_number();
         let mut options = FlushOptions::default();
         options.set_wait(true);
         self.db.flush_opt(&options).map_err(engine_error)?;
         self.db.flush_wal(true).map_err(engine_error)?;
+        self.mark.raise(end)?;
+        self.mark.close()?;
         self.db.cancel_all_background_work(true);
         Ok(())
     }
@@ -370,5 +387,47 @@ mod tests {
         corrupt(log.load(5), "3 bytes");
         log.db.put([1, 2, 3], []).unwrap();
         corrupt(log.regions(), "key of 3 bytes");
+    }
+
+    /// The log file that holds the newest records, which end at the returned offset.
+    fn newest_log_file(dir: &Path) -> (PathBuf, usize) {
+        let files = std::fs::read_dir(dir).unwrap().flatten().map(|e| e.path());
+        let newest = files.filter(|p| p.extension().is_some_and(|x| x == "log")).max().unwrap();
+        let bytes = std::fs::read(&newest).unwrap();
+        let end = bytes.iter().rposition(|b| *b != 0).map_or(0, |at| at + 1);
+        (newest, end)
+    }
+
+    fn damaged_reopen(damage: impl Fn(&mut Vec<u8>, usize)) -> Result<()> {
+        let dir = tempfile::tempdir().unwrap();
+        let config = EngineConfig::default();
+        let log = RocksLogStore::open(dir.path(), &config).unwrap();
+        (1..100).for_each(|index| append(&log, index..index + 1, 0));
+        drop(log);
+        let (file, end) = newest_log_file(dir.path());
+        let mut bytes = std::fs::read(&file).unwrap();
+        damage(&mut bytes, end);
+        std::fs::write(&file, bytes).unwrap();
+        let open = || RocksLogStore::open(dir.path(), &config).map(|_closed| ());
+        let opened = open();
+        assert_eq!(opened.is_err(), open().is_err(), "it stays that way");
+        opened
+    }
+
+    #[test]
+    fn a_log_that_lost_synced_records_is_refused() {
+        let lost = |result: Result<()>| match result {
+            Err(EngineError::LostWrites { .. } | EngineError::Corrupt(_)) => {}
+            other => panic!("{other:?}"),
+        };
+        lost(damaged_reopen(|bytes, end| bytes[end / 2] ^= 0x10));
+        lost(damaged_reopen(|bytes, end| bytes[end - 5] ^= 0x10));
+        lost(damaged_reopen(|bytes, end| bytes.truncate(end - 3)));
+        lost(damaged_reopen(|bytes, _| bytes.clear()));
+    }
+
+    #[test]
+    fn an_undamaged_log_opens_after_a_crash() {
+        damaged_reopen(|_, _| {}).unwrap();
     }
 }
