@@ -49,8 +49,9 @@ const PURE: [&str; 21] = [
 ];
 
 /// What drives the pure core: threads, clocks, files and sockets live here.
-const EDGES: [&str; 13] = [
+const EDGES: [&str; 14] = [
     "kvserver/src/raftstore/node.rs",
+    "kvserver/src/raftstore/damage.rs",
     "kvserver/src/raftstore/raft_worker.rs",
     "kvserver/src/raftstore/log_writer.rs",
     "kvserver/src/raftstore/apply_worker.rs",

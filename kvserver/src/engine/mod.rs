@@ -25,6 +25,7 @@ mod rocks_options;
 mod rocks_snapshot;
 mod rocks_sst;
 mod synced_mark;
+pub mod watch;
 
 pub use rocks_log::RocksLogStore;
 pub use rocks_options::EngineConfig;

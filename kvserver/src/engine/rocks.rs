@@ -21,6 +21,7 @@ use super::rocks_density::Densities;
 use super::rocks_open::{check_families, engine_error, open_error, read_error, write_error, write_options};
 use super::rocks_options::{self, EngineConfig};
 use super::synced_mark::SyncedMark;
+use super::watch::{Watch, Watcher};
 use super::{
     Cf, Engine, EngineError, EngineStats, Iter, Op, RangeEstimate, Result, Snapshot, SortedFile, WriteBatch,
     WriteOptions, rocks_snapshot, rocks_sst,
@@ -65,6 +66,7 @@ pub(super) struct Inner {
     densities: Densities,
     path: PathBuf,
     mark: SyncedMark,
+    pub(super) watch: Watch,
     pub(super) db: DB,
 }
 
@@ -106,9 +108,15 @@ impl RocksEngine {
                 densities: Densities::default(),
                 path: path.to_path_buf(),
                 mark: SyncedMark::open(path, db.latest_sequence_number())?,
+                watch: Watch::default(),
                 db,
             }),
         })
+    }
+
+    /// Has `watcher` told of failures of the disk.
+    pub fn watch(&self, watcher: Watcher) {
+        self.inner.watch.set(watcher);
     }
 
     /// What the database counted since it was opened.
@@ -131,7 +139,8 @@ impl Inner {
     }
 
     pub(super) fn get(&self, cf: Cf, key: &[u8], options: &ReadOptions) -> Result<Option<Bytes>> {
-        let value = self.db.get_pinned_cf_opt(self.cf(cf), key, options).map_err(read_error)?;
+        let value = self.db.get_pinned_cf_opt(self.cf(cf), key, options);
+        let value = value.map_err(|e| self.watch.saw(read_error(e)))?;
         Ok(value.map(|v| Bytes::copy_from_slice(&v)))
     }
 
@@ -140,7 +149,7 @@ impl Inner {
     fn end_of(&self, cf: Cf, batch: &[Op]) -> Result<Vec<u8>> {
         let mut it = self.db.raw_iterator_cf_opt(self.cf(cf), ReadOptions::default());
         it.seek_to_last();
-        it.status().map_err(read_error)?;
+        it.status().map_err(|e| self.watch.saw(read_error(e)))?;
         let mut last = it.key().unwrap_or_default().to_vec();
         for op in batch {
             if let Op::Put { cf: put_cf, key, .. } = op
@@ -195,7 +204,7 @@ impl Inner {
             batch.delete_cf(self.cf(cf), key);
             it.next();
         }
-        it.status().map_err(read_error)?;
+        it.status().map_err(|e| self.watch.saw(read_error(e)))?;
         if batch.is_empty() {
             return Ok(());
         }
@@ -236,7 +245,8 @@ impl Engine for RocksEngine {
         let batch = self.inner.to_rocks(batch)?;
         // Each change takes a number above all that were given out before.
         let end = self.inner.db.latest_sequence_number() + batch.len() as u64;
-        self.inner.db.write_opt(batch, write).map_err(write_error)?;
+        let written = self.inner.db.write_opt(batch, write);
+        written.map_err(|e| self.inner.watch.saw_in_write(write_error(e)))?;
         if options.sync { self.inner.mark.raise(end) } else { Ok(()) }
     }
 

@@ -22,6 +22,7 @@ use super::rocks::directory_bytes;
 use super::rocks_open::{engine_error, open_error, read_error, write_options};
 use super::rocks_options::{self, EngineConfig};
 use super::synced_mark::SyncedMark;
+use super::watch::{Watch, Watcher};
 use super::{EngineError, Result};
 
 /// The version of both record formats.
@@ -47,6 +48,7 @@ pub struct RocksLogStore {
     unsynced: WriteOptions,
     path: PathBuf,
     mark: SyncedMark,
+    watch: Watch,
     db: DB,
 }
 
@@ -63,8 +65,14 @@ impl RocksLogStore {
             unsynced: write_options(false, false),
             path: path.to_path_buf(),
             mark: SyncedMark::open(path, db.latest_sequence_number())?,
+            watch: Watch::default(),
             db,
         })
+    }
+
+    /// Has `watcher` told of failures of the disk.
+    pub fn watch(&self, watcher: Watcher) {
+        self.watch.set(watcher);
     }
 
     /// Writes a batch; with `sync` it is on disk when this returns, with everything before it.
@@ -74,7 +82,8 @@ impl RocksLogStore {
         }
         // Each change takes a number above all that were given out before.
         let end = self.db.latest_sequence_number() + batch.len() as u64;
-        self.db.write_opt(batch, &self.synced).map_err(engine_error)?;
+        let written = self.db.write_opt(batch, &self.synced);
+        written.map_err(|e| self.watch.saw_in_write(engine_error(e)))?;
         self.mark.raise(end)
     }
 
@@ -95,7 +104,7 @@ impl RocksLogStore {
         } else {
             it.seek_to_first();
         }
-        it.status().map_err(read_error)?;
+        it.status().map_err(|e| self.watch.saw(read_error(e)))?;
         it.key().map(|key| decode_index(key, region_id)).transpose()
     }
 }
@@ -113,12 +122,15 @@ impl LogStore for RocksLogStore {
             regions.push(id);
             it.seek(kind_key(id, KIND_END));
         }
-        it.status().map_err(read_error)?;
+        it.status().map_err(|e| self.watch.saw(read_error(e)))?;
         Ok(regions)
     }
 
     fn load(&self, region_id: u64) -> Result<Option<LoggedState>> {
-        let state = self.db.get_pinned(kind_key(region_id, KIND_HARD_STATE)).map_err(read_error)?;
+        let state = self
+            .db
+            .get_pinned(kind_key(region_id, KIND_HARD_STATE))
+            .map_err(|e| self.watch.saw(read_error(e)))?;
         let state = state.map(|v| decode_hard_state(&v, region_id)).transpose()?;
         let first = self.edge(region_id, false)?;
         if state.is_none() && first.is_none() {
@@ -150,7 +162,7 @@ impl LogStore for RocksLogStore {
         it.seek_to_first();
         for index in low..high {
             let (Some(key), Some(value)) = (it.key(), it.value()) else {
-                it.status().map_err(read_error)?;
+                it.status().map_err(|e| self.watch.saw(read_error(e)))?;
                 return Err(missing_entry(region_id, index));
             };
             if decode_index(key, region_id)? != index {
@@ -168,7 +180,8 @@ impl LogStore for RocksLogStore {
     }
 
     fn term(&self, region_id: u64, index: u64) -> Result<Option<u64>> {
-        let value = self.db.get_pinned(entry_key(region_id, index)).map_err(read_error)?;
+        let value =
+            self.db.get_pinned(entry_key(region_id, index)).map_err(|e| self.watch.saw(read_error(e)))?;
         value.map(|v| decode_header(&v, region_id, index).map(|h| h.term)).transpose()
     }
 

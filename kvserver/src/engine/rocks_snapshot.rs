@@ -73,13 +73,13 @@ impl Snapshot for RocksSnapshot {
                 it,
             )
         };
-        Ok(Box::new(RocksIter { it, _snap: self.core.clone() }))
+        Ok(Box::new(RocksIter { it, core: self.core.clone() }))
     }
 }
 
 struct RocksIter {
     it: DBRawIteratorWithThreadMode<'static, DB>,
-    _snap: Arc<SnapCore>,
+    core: Arc<SnapCore>,
 }
 
 impl Iter for RocksIter {
@@ -120,6 +120,6 @@ impl Iter for RocksIter {
     }
 
     fn status(&self) -> Result<()> {
-        self.it.status().map_err(read_error)
+        self.it.status().map_err(|e| self.core.inner.watch.saw(read_error(e)))
     }
 }

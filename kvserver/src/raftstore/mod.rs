@@ -14,6 +14,7 @@ pub mod apply;
 pub mod apply_worker;
 pub mod bootstrap;
 pub mod config;
+pub mod damage;
 mod entry_cache;
 pub mod inbox;
 pub mod lease;

@@ -12,9 +12,11 @@ use kvproto::{metapb, pdpb};
 
 use super::bootstrap::{self, Found};
 use super::config::RaftConfig;
+use super::damage::{self, Damaged};
 use super::meta::keys;
 use super::meta::values::{PeerState, StoreIdent};
 use super::peer_storage::INITIAL_INDEX;
+use super::raft_worker::Fatal;
 use super::recovery::RecoveryError;
 use super::scheduler_client::{Bootstrap, Error, SchedulerClient};
 use super::snap::{SnapConfig, SnapError, SnapManager};
@@ -30,6 +32,13 @@ pub enum NodeError {
     Directory { path: PathBuf, cause: std::io::Error },
     #[error(transparent)]
     Engine(#[from] EngineError),
+    #[error(transparent)]
+    Damaged(#[from] Damaged),
+    #[error(
+        "{path} has Raft logs but no identity: db/ was lost or exchanged; remove the store from the cluster and start \
+         it with an empty data directory"
+    )]
+    IdentityLost { path: PathBuf },
     #[error(transparent)]
     Snapshots(#[from] SnapError),
     #[error(transparent)]
@@ -66,17 +75,29 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// Opens `db/`, `raft/` and `snap/` in `dir`, which belongs to this process from now on. Blocks.
+    /// Opens `db/`, `raft/` and `snap/` in `dir`, which belongs to this process from now on. Blocks. `fatal` is
+    /// told when the disk fails later.
     ///
     /// # Errors
-    /// [`EngineError::InUse`] when another process has it.
-    pub fn open(dir: &Path, engine: &EngineConfig, snap: SnapConfig) -> Result<Disk, NodeError> {
+    /// [`EngineError::InUse`] when another process has it, [`NodeError::Damaged`] when its data was found damaged.
+    pub fn open(
+        dir: &Path,
+        engine: &EngineConfig,
+        snap: SnapConfig,
+        fatal: Fatal,
+    ) -> Result<Disk, NodeError> {
         std::fs::create_dir_all(dir).map_err(|cause| NodeError::Directory { path: dir.into(), cause })?;
+        damage::check(dir)?;
+        let watcher = damage::watcher(dir, fatal);
+        // The data engine is opened first: its lock stands for the whole directory.
+        let data = RocksEngine::open(&dir.join("db"), engine)?;
+        data.watch(damage::share(&watcher));
+        let log = RocksLogStore::open(&dir.join("raft"), engine)?;
+        log.watch(damage::share(&watcher));
         Ok(Disk {
             dir: dir.into(),
-            // The data engine is opened first: its lock stands for the whole directory.
-            engine: Arc::new(RocksEngine::open(&dir.join("db"), engine)?),
-            log: Arc::new(RocksLogStore::open(&dir.join("raft"), engine)?),
+            engine: Arc::new(data),
+            log: Arc::new(log),
             snaps: SnapManager::open(&dir.join("snap"), snap)?,
         })
     }
@@ -155,6 +176,9 @@ impl Joining<'_> {
             }
             check_api(ident.api, api)?;
             return Ok(ident);
+        }
+        if !self.disk.log.regions()?.is_empty() {
+            return Err(NodeError::IdentityLost { path: self.disk.dir.clone() });
         }
         if let Some(traits) = self.scheduler.traits().await?
             && traits != pdpb::ClusterTraits::default()
@@ -371,6 +395,16 @@ mod tests {
         disk.engine.write(&bootstrap::ident_record(&foreign), SYNCED).unwrap();
         let error = start(&disk, &scheduler, ApiVersion::V2).unwrap_err().to_string();
         assert!(error.contains("cluster 5") && error.contains("cluster 77"), "{error}");
+    }
+
+    #[test]
+    fn logs_without_an_identity_are_not_taken_over_by_a_new_store() {
+        let dir = tempfile::tempdir().unwrap();
+        let (old, scheduler) = (disk(dir.path()), Scheduler::default());
+        start(&old, &scheduler, ApiVersion::V2).unwrap();
+        let lost = Disk { engine: Arc::new(MemEngine::new()), ..old };
+        let error = start(&lost, &scheduler, ApiVersion::V2).unwrap_err();
+        assert!(matches!(error, NodeError::IdentityLost { .. }), "{error}");
     }
 
     #[test]

@@ -11,18 +11,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::message::{PeerMessage, Task};
-use super::raft_worker::TaskSink;
+use super::raft_worker::{Fatal, TaskSink};
 use super::router::Router;
 use super::snap::SnapKey;
 use super::split_keys::SplitLimits;
 use super::util::worker::Worker;
 
+mod patience;
 pub mod raftlog_gc;
 pub mod ranges;
 pub mod region_task;
 pub mod scheduler_task;
 pub mod split_checker;
 
+use patience::Patience;
 use raftlog_gc::{Compact, LogGc};
 use region_task::{RegionRunner, RegionStore};
 use scheduler_task::SchedulerTask;
@@ -55,7 +57,7 @@ pub struct Runners {
 }
 
 impl Runners {
-    /// Starts the threads.
+    /// Starts the threads. `fatal` is told when a task keeps failing.
     ///
     /// # Errors
     /// When the system gives no thread.
@@ -65,13 +67,14 @@ impl Runners {
         scheduler: SchedulerTask,
         sender: Arc<dyn SnapshotSender>,
         limits: SplitLimits,
+        fatal: Fatal,
     ) -> std::io::Result<Runners> {
         let stopping = Arc::new(AtomicBool::new(false));
-        let engine = store.engine.clone();
-        let mut checker = SplitChecker::new(engine, router.clone(), limits, stopping.clone());
-        let gc = LogGc { engine: store.engine.clone(), log: store.log.clone(), router: router.clone() };
-        let builds = RegionRunner { store: store.clone(), router: router.clone() };
-        let changes = RegionRunner { store, router };
+        let (engine, log) = (store.engine.clone(), store.log.clone());
+        let mut checker = SplitChecker::new(engine.clone(), router.clone(), limits, stopping.clone());
+        let gc = LogGc { engine, log, router: router.clone(), patience: Patience::new(fatal.clone()) };
+        let builds = RegionRunner::new(store.clone(), router.clone(), fatal.clone());
+        let changes = RegionRunner::new(store, router, fatal);
         let do_work = move |work| match work {
             RegionWork::Task(task) => changes.run(task).map(RegionWork::Task),
             RegionWork::Sweep => {

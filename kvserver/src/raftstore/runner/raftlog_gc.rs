@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use super::patience::Patience;
 use crate::engine::log_store::LogStore;
 use crate::engine::{Engine, EngineError};
 use crate::raftstore::message::Input;
@@ -19,11 +20,15 @@ pub struct Compact {
     pub to: u64,
 }
 
+/// Stands for all regions at once.
+const NO_REGION: u64 = 0;
+
 /// Removes log entries.
 pub struct LogGc {
     pub engine: Arc<dyn Engine>,
     pub log: Arc<dyn LogStore>,
     pub router: Router,
+    pub(super) patience: Patience,
 }
 
 impl LogGc {
@@ -31,15 +36,19 @@ impl LogGc {
     pub fn run(&self, compacts: Vec<Compact>) -> Vec<Compact> {
         if let Err(error) = self.engine.sync() {
             tracing::error!(%error, "the log is not shortened: the engine could not be synced");
+            self.patience.failed(NO_REGION, || format!("the engine cannot be synced: {error}"));
             return compacts;
         }
+        self.patience.succeeded(NO_REGION);
         compacts.into_iter().filter(|c| self.compact(c).is_err()).collect()
     }
 
     fn compact(&self, c: &Compact) -> Result<(), EngineError> {
         self.log.compact(c.region_id, c.from, c.to).inspect_err(|error| {
             tracing::error!(region = c.region_id, to = c.to, %error, "the log could not be shortened");
+            self.patience.failed(c.region_id, || format!("the Raft log cannot be shortened: {error}"));
         })?;
+        self.patience.succeeded(c.region_id);
         self.router.complete(Input::LogCompacted { region_id: c.region_id, first_index: c.to });
         Ok(())
     }

@@ -1,13 +1,14 @@
 //! The slow work on one region: building a snapshot, putting one in place, removing what is left of a peer.
 //!
 //! Owns the order of the steps, each durable before the next, so that a crash between any two leaves a state
-//! from which `recovery` goes on. What fails is tried again by the worker that called: completions of these tasks
-//! are never lost, and every step may be done twice.
+//! from which `recovery` goes on. What fails is tried again by the worker that called, every step may be done twice;
+//! what keeps failing ends the store, since completions of these tasks are never lost.
 
 use std::sync::Arc;
 
 use kvproto::key::BoundaryForm;
 
+use super::patience::Patience;
 use super::ranges;
 use crate::clock;
 use crate::engine::log_store::{LogStore, LogWrite, RegionLogWrite};
@@ -17,6 +18,7 @@ use crate::raftstore::message::{Input, Task};
 use crate::raftstore::meta::keys;
 use crate::raftstore::meta::region_view::RegionMeta;
 use crate::raftstore::meta::values::{self, ApplyState, PeerState, RegionState};
+use crate::raftstore::raft_worker::Fatal;
 use crate::raftstore::router::Router;
 use crate::raftstore::snap::{Side, SnapError, SnapKey, SnapManager};
 use crate::raftstore::util::region;
@@ -114,11 +116,17 @@ impl RegionStore {
 
 /// Does region tasks and answers them.
 pub struct RegionRunner {
-    pub store: RegionStore,
-    pub router: Router,
+    store: RegionStore,
+    router: Router,
+    patience: Patience,
 }
 
 impl RegionRunner {
+    /// A runner over `store`; `fatal` is told when a task keeps failing.
+    pub fn new(store: RegionStore, router: Router, fatal: Fatal) -> RegionRunner {
+        RegionRunner { store, router, patience: Patience::new(fatal) }
+    }
+
     /// Does one task; gives it back when it has to be tried again.
     pub fn run(&self, task: Task) -> Option<Task> {
         match &task {
@@ -130,8 +138,11 @@ impl RegionRunner {
             Task::ApplySnapshot { key, clear, intent, log, done, .. } => {
                 if let Err(error) = self.store.apply_snapshot(key, clear, intent, log, done) {
                     tracing::error!(snapshot = %key, %error, "snapshot not put in place; trying again");
+                    let what = || format!("snapshot {key} cannot be put in place: {error}");
+                    self.patience.failed(key.region_id, what);
                     return Some(task);
                 }
+                self.patience.succeeded(key.region_id);
                 tracing::info!(snapshot = %key, "snapshot is in place");
                 self.router.complete(Input::SnapshotApplied { region_id: key.region_id, key: key.clone() });
                 self.store.remove_received(key);
@@ -140,8 +151,11 @@ impl RegionRunner {
                 let region_id = *region_id;
                 if let Err(error) = self.store.destroy(region_id, tombstone, clear.as_deref(), done) {
                     tracing::error!(region = region_id, %error, "peer not removed; trying again");
+                    let what = || format!("the peer of region {region_id} cannot be removed: {error}");
+                    self.patience.failed(region_id, what);
                     return Some(task);
                 }
+                self.patience.succeeded(region_id);
                 self.router.complete(Input::Destroyed { region_id });
             }
             Task::SendSnapshot { .. }

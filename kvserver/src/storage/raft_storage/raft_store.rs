@@ -82,7 +82,7 @@ impl RaftStore {
     /// store will answer. Waits for the scheduler as long as it does not answer. `fatal` is called when the store
     /// cannot go on and its process should end. Needs a tokio runtime.
     pub async fn start(config: &Config, fatal: Fatal) -> Result<Arc<RaftStore>, NodeError> {
-        let disk = open(config).await?;
+        let disk = open(config, fatal.clone()).await?;
         let scheduler = connect(&config.pd.endpoints).await?;
         let mut raft = config.raft(0);
         let introduction = introduction(config);
@@ -179,7 +179,7 @@ async fn blocking<T: Send + 'static>(
     done.map_err(|e| NodeError::Thread(std::io::Error::other(e)))?
 }
 
-async fn open(config: &Config) -> Result<Disk, NodeError> {
+async fn open(config: &Config, fatal: Fatal) -> Result<Disk, NodeError> {
     let snap = SnapConfig {
         sending_max: u32::try_from(config.server.concurrent_send_snap_limit).unwrap_or(u32::MAX),
         receiving_max: u32::try_from(config.server.concurrent_recv_snap_limit).unwrap_or(u32::MAX),
@@ -187,7 +187,7 @@ async fn open(config: &Config) -> Result<Disk, NodeError> {
         ..SnapConfig::default()
     };
     let (dir, engine) = (config.storage.data_dir.clone(), config.engine());
-    blocking(move || Disk::open(&dir, &engine, snap)).await
+    blocking(move || Disk::open(&dir, &engine, snap, fatal)).await
 }
 
 /// Connects to the scheduler; tries until it answers.
@@ -238,7 +238,8 @@ impl Parts {
         let transfers = SnapRunner::new(network.clone(), disk.snaps.clone());
         let scheduler_task = SchedulerTask::default();
         let (sender, limits) = (Arc::new(transfers.clone()), config.coprocessor.limits());
-        let runners = Runners::start(regions, router.clone(), scheduler_task.clone(), sender, limits)?;
+        let (reports, failed) = (scheduler_task.clone(), fatal.clone());
+        let runners = Runners::start(regions, router.clone(), reports, sender, limits, failed)?;
         let runners = Arc::new(runners);
 
         let mut first = Output::default();
