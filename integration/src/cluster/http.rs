@@ -1,4 +1,4 @@
-//! One HTTP/1.1 GET, written out: enough for status pages of processes that the tests started themselves, and
+//! One HTTP/1.1 request, written out: enough for status pages of processes that the tests started themselves, and
 //! one dependency less. Blocking, with a deadline; the body must come with a length or end with the connection.
 
 use std::io::{self, Read, Write};
@@ -28,10 +28,19 @@ impl Reply {
 
 /// Asks `address` for `path`; every step takes at most `timeout`.
 pub fn get(address: SocketAddr, path: &str, timeout: Duration) -> io::Result<Reply> {
+    request("GET", address, path, timeout)
+}
+
+/// Asks `address` to remove what is at `path`.
+pub fn delete(address: SocketAddr, path: &str, timeout: Duration) -> io::Result<Reply> {
+    request("DELETE", address, path, timeout)
+}
+
+fn request(method: &str, address: SocketAddr, path: &str, timeout: Duration) -> io::Result<Reply> {
     let mut stream = TcpStream::connect_timeout(&address, timeout)?;
     stream.set_read_timeout(Some(timeout))?;
     stream.set_write_timeout(Some(timeout))?;
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+    write!(stream, "{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
     let mut raw = Vec::new();
     stream.take(REPLY_BYTES_MAX).read_to_end(&mut raw)?;
     parse(&raw)

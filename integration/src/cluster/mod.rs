@@ -2,7 +2,9 @@
 //! log, all on loopback. Servers are waited for by condition with a deadline, killed, frozen and restarted by
 //! process id, and gone when the cluster is dropped. After a failed test the ends of their logs are printed.
 
+pub mod damage;
 pub mod direct;
+pub mod disk;
 pub mod history;
 mod http;
 mod ports;
@@ -23,7 +25,7 @@ use kvproto::key::{KeyspaceId, Mode};
 use tempfile::TempDir;
 
 pub use direct::Watch;
-pub use http::{Reply, get};
+pub use http::{Reply, delete, get};
 pub use ports::free_address;
 pub use process::{Launch, Process};
 pub use proxy::{End, Links};
@@ -318,6 +320,34 @@ impl ProcessCluster {
             .find(|store| store["store"]["id"].as_u64() == Some(leader))?;
         let address: SocketAddr = store["store"]["address"].as_str()?.parse().ok()?;
         self.stores.iter().position(|store| store.advertised == address)
+    }
+
+    /// The number that the scheduler gave to a store.
+    pub fn store_id(&self, index: usize) -> Result<u64, ClusterError> {
+        let address = self.stores[index].advertised.to_string();
+        let stores = self.api("/pd/api/v1/stores")?;
+        let mut stores = stores["stores"].as_array().into_iter().flatten();
+        let store = stores.find(|store| store["store"]["address"] == address.as_str());
+        let id = store.and_then(|store| store["store"]["id"].as_u64());
+        id.ok_or_else(|| io::Error::other(format!("the scheduler knows no store at {address}")).into())
+    }
+
+    /// Has the scheduler remove a store and waits until the others hold everything.
+    pub fn remove_store(&self, index: usize) -> Result<(), ClusterError> {
+        let id = self.store_id(index)?;
+        let path = format!("/pd/api/v1/store/{id}");
+        let reply = delete(self.scheduler_address, &path, Duration::from_secs(5))?;
+        if !reply.is_ok() {
+            return Err(io::Error::other(format!("store {id} not removed: {}", reply.body)).into());
+        }
+        let holds = |region: &serde_json::Value| {
+            region["peers"].as_array().into_iter().flatten().any(|peer| peer["store_id"] == id)
+        };
+        wait_until(&format!("store {id} to hold no region"), READY_WITHIN, || {
+            let regions = self.api("/pd/api/v1/regions");
+            regions.is_ok_and(|r| !r["regions"].as_array().into_iter().flatten().any(holds))
+        })?;
+        self.wait_replicated()
     }
 
     /// The launch of a further process on the directory and the ports of a store: it must refuse to start.

@@ -25,8 +25,8 @@ use crate::sim::rng::Rng;
 const ERRORS_KEPT: usize = 20;
 /// How long the final reads may be tried.
 const READ_BACK_WITHIN: Duration = Duration::from_secs(30);
-/// Bytes of filler in a ledger's value.
-const FILLER: usize = 200;
+/// Random numbers for values come from a stream of their own.
+const LEDGER_STREAM: u64 = 1 << 32;
 
 /// How much load.
 #[derive(Clone, Debug)]
@@ -36,13 +36,15 @@ pub struct LoadOptions {
     pub registers: usize,
     /// Clients that write keys of their own.
     pub ledger_clients: usize,
+    /// Bytes of each of their values.
+    pub value_bytes: usize,
     /// What the clients do is drawn from this.
     pub seed: u64,
 }
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        Self { register_clients: 6, registers: 4, ledger_clients: 3, seed: 1 }
+        Self { register_clients: 6, registers: 4, ledger_clients: 3, value_bytes: 200, seed: 1 }
     }
 }
 
@@ -118,7 +120,7 @@ impl Load {
         }
         for client in 0..options.ledger_clients {
             let raw = RawClient::connect(&endpoints).await?;
-            tasks.spawn(ledger_client(shared.clone(), raw, client));
+            tasks.spawn(ledger_client(shared.clone(), raw, client, options.value_bytes));
         }
         Ok(Load { shared, tasks, endpoints, options })
     }
@@ -270,13 +272,20 @@ async fn register_client(shared: Arc<Shared>, client: RawClient, mut rng: Rng, r
     }
 }
 
-async fn ledger_client(shared: Arc<Shared>, client: RawClient, number: usize) {
+/// Bytes that no compression makes smaller.
+fn filler(rng: &mut Rng, bytes: usize) -> Bytes {
+    let words = std::iter::repeat_with(|| rng.draw().to_le_bytes());
+    words.flatten().take(bytes).collect()
+}
+
+async fn ledger_client(shared: Arc<Shared>, client: RawClient, number: usize, bytes: usize) {
+    let mut rng = Rng::new(number as u64, LEDGER_STREAM);
     for n in 0.. {
         if shared.stopped() {
             return;
         }
         let key = Bytes::from(format!("ledger-{number:02}/{n:08}"));
-        let value = Bytes::from(format!("{n:0FILLER$}"));
+        let value = filler(&mut rng, bytes);
         // A failed write may or may not have happened; its key is not used again.
         match client.put(key.clone(), value.clone()).await {
             Ok(()) => {

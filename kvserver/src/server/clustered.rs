@@ -7,8 +7,11 @@ use tokio::sync::watch;
 
 use super::{Listeners, Server, StartError, standalone};
 use crate::config::Config;
+use crate::engine::EngineError;
 use crate::metrics::Metrics;
+use crate::raftstore::node::NodeError;
 use crate::raftstore::raft_worker::Fatal;
+use crate::raftstore::recovery::RecoveryError;
 use crate::storage::raft_storage::RaftStore;
 
 impl Server {
@@ -23,10 +26,22 @@ impl Server {
             tracing::error!(reason, "the store cannot go on");
             failed.send_replace(Some(reason));
         });
-        let store = RaftStore::start(&config, fatal).await.map_err(|e| StartError::Store(e.to_string()))?;
+        let store = RaftStore::start(&config, fatal).await.map_err(|e| StartError::Store(with_advice(&e)))?;
         let metrics = Metrics::new()?;
         store.counters().register(metrics.registry())?;
         Server::serve(config, listeners, store, metrics, "store", failure)
+    }
+}
+
+/// What went wrong, and the way out where the words of those who met it have none.
+fn with_advice(error: &NodeError) -> String {
+    match error {
+        NodeError::Engine(EngineError::Corrupt(_))
+        | NodeError::Recovery(RecoveryError::Engine(EngineError::Corrupt(_))) => format!(
+            "{error}; when the disk is at fault, remove this store from the cluster and start it with an empty data \
+             directory"
+        ),
+        _ => error.to_string(),
     }
 }
 
