@@ -1,7 +1,7 @@
 //! Files that rot or are cut short under a store of a real cluster: the store says what it found and does not go
 //! on with less than it promised; clients notice nothing but a pause, and a new store takes its place.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use integration::cluster::{
@@ -176,19 +176,21 @@ async fn a_damaged_snapshot_is_not_taken_and_a_good_one_follows() {
     let options = ClusterOptions { store_config: config.to_string(), ..ClusterOptions::default() };
     let mut cluster = ProcessCluster::start(options).expect("a cluster");
     let load = load(&cluster, LoadOptions { value_bytes: 10_000, ..LoadOptions::default() }).await;
-    let leading = leader(&cluster);
-    let behind = (leading + 1) % 3;
+    let behind = (leader(&cluster) + 1) % 3;
     cluster.stores[behind].process.kill();
     load.wait_progress(1_500, SOON).expect("writes that it misses");
     let report = verdict(load).await;
     cluster.stores[behind].restart().expect("it comes back");
 
-    let snapshots = cluster.stores[leading].data_dir.join("snap");
+    // Whoever leads by now has built it.
+    let big = |file: &PathBuf| {
+        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let written = file.metadata().is_ok_and(|m| m.len() > 1 << 20);
+        name.starts_with("gen_") && name.ends_with("_raw.sst") && written
+    };
     let built = || {
-        let files = damage::files(&snapshots, "sst").ok()?;
-        files.into_iter().find(|f| {
-            f.to_string_lossy().ends_with("_raw.sst") && f.metadata().is_ok_and(|m| m.len() > 1 << 20)
-        })
+        let dirs = cluster.stores.iter().map(|store| store.data_dir.join("snap"));
+        dirs.filter_map(|dir| damage::files(&dir, "sst").ok()).flatten().find(big)
     };
     let file = wait_for("a snapshot on its way", SOON, built).expect("a snapshot");
     damage::flip(&file, file.metadata().expect("its size").len() - 100).expect("damage");
