@@ -24,6 +24,7 @@ have make || need+=(make)
 have protoc || need+=(protobuf-compiler)
 have_protos || need+=(libprotobuf-dev)
 have_libclang || need+=(libclang-dev)
+PATH="$PATH:/sbin:/usr/sbin" have mkfs.ext4 || want+=(e2fsprogs) # tests with disks of their own
 have ccache || want+=(ccache) # RocksDB compiles once, not once per profile
 have mold || want+=(mold)     # links in a second what takes ld ten
 

@@ -1,0 +1,149 @@
+//! Disks that fill up, turn read-only or lose power under stores of a real cluster. Each store that cannot go on says
+//! why and ends; the cluster goes on while most of it has disks; what was acknowledged is there when they are back.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use integration::cluster::disk::{self, Disk};
+use integration::cluster::{ClusterOptions, Load, LoadOptions, ProcessCluster, Report, wait_for};
+use tempfile::TempDir;
+
+const SOON: Duration = Duration::from_secs(30);
+const SOME: u64 = 150;
+/// Room for a few log files of 16 MiB.
+const MEBIBYTES: u64 = 256;
+/// Values large enough to fill a log file soon.
+const VALUE_BYTES: usize = 32 << 10;
+
+/// A cluster whose first store has a disk of its own.
+fn one_disk(home: &TempDir) -> (Disk, ProcessCluster) {
+    let disk = Disk::create(home.path(), "disk", MEBIBYTES).expect("a disk");
+    let data_dirs = BTreeMap::from([(0, disk.dir().join("store"))]);
+    let options = ClusterOptions { data_dirs, ..ClusterOptions::default() };
+    (disk, ProcessCluster::start(options).expect("a cluster"))
+}
+
+/// A cluster that has all its data on one disk.
+fn all_on_one_disk(home: &TempDir) -> (Disk, ProcessCluster) {
+    let disk = Disk::create(home.path(), "disk", 4 * MEBIBYTES).expect("a disk");
+    let options = ClusterOptions { dir: Some(disk.dir().to_path_buf()), ..ClusterOptions::default() };
+    (disk, ProcessCluster::start(options).expect("a cluster"))
+}
+
+async fn load(cluster: &ProcessCluster, value_bytes: usize) -> Load {
+    let options = LoadOptions { value_bytes, ..LoadOptions::default() };
+    let load = Load::start(vec![cluster.endpoint()], options).await.expect("clients");
+    load.wait_progress(SOME, SOON).expect("the cluster works");
+    load
+}
+
+async fn verdict(load: Load) -> Report {
+    match load.finish().await {
+        Ok(report) => report,
+        Err(broken) => panic!("{broken}"),
+    }
+}
+
+/// The store ends by itself and its last words name the reason.
+fn ends_with(cluster: &mut ProcessCluster, index: usize, words: &str) {
+    let process = &mut cluster.stores[index].process;
+    let status = process.wait_exit(SOON).expect("it ends");
+    assert!(!status.success(), "{status}");
+    assert!(process.log_tail().contains(words), "it does not say {words:?}: {}", process.log_tail());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_with_a_full_disk_ends_and_comes_back_when_there_is_room() {
+    if !disk::available() {
+        return;
+    }
+    let home = tempfile::tempdir().expect("a directory");
+    let (disk, mut cluster) = one_disk(&home);
+    let load = load(&cluster, VALUE_BYTES).await;
+    disk.fill().expect("it fills");
+    ends_with(&mut cluster, 0, "No space left on device");
+    load.wait_progress(SOME, SOON).expect("the others go on");
+    // Without room it may come up and end again, but it must not say that all is well and serve less than it had.
+    cluster.stores[0].process.start_again().expect("it starts");
+    load.wait_progress(SOME, SOON).expect("the others go on");
+    disk.empty().expect("room");
+    cluster.stores[0].restart().expect("it comes back");
+    cluster.wait_caught_up(0).expect("it catches up");
+    verdict(load).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_that_turns_read_only_ends_its_store() {
+    if !disk::available() {
+        return;
+    }
+    let home = tempfile::tempdir().expect("a directory");
+    let (disk, mut cluster) = one_disk(&home);
+    let load = load(&cluster, VALUE_BYTES).await;
+    disk.fail_read_only().expect("it fails");
+    ends_with(&mut cluster, 0, "cannot write the Raft log");
+    load.wait_progress(SOME, SOON).expect("the others go on");
+    cluster.stores[0].process.start_again().expect("it starts");
+    ends_with(&mut cluster, 0, "Read-only file system");
+    disk.come_back().expect("the disk is mended");
+    cluster.stores[0].restart().expect("it comes back");
+    cluster.wait_caught_up(0).expect("it catches up");
+    verdict(load).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stores_that_lose_power_in_turn_lose_nothing_else() {
+    if !disk::available() {
+        return;
+    }
+    let home = tempfile::tempdir().expect("a directory");
+    let (disk, mut cluster) = one_disk(&home);
+    let load = load(&cluster, 1_000).await;
+    for _ in 0..3 {
+        disk.lose_power().expect("power goes");
+        cluster.stores[0].process.kill();
+        load.wait_progress(SOME, SOON).expect("the others go on");
+        disk.come_back().expect("power is back");
+        cluster.stores[0].restart().expect("it comes back");
+        cluster.wait_caught_up(0).expect("it catches up");
+        load.wait_progress(SOME, SOON).expect("the cluster works");
+    }
+    verdict(load).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_that_loses_power_keeps_all_it_acknowledged() {
+    if !disk::available() {
+        return;
+    }
+    let home = tempfile::tempdir().expect("a directory");
+    let (disk, mut cluster) = all_on_one_disk(&home);
+    let load = load(&cluster, 1_000).await;
+    for _ in 0..2 {
+        disk.lose_power().expect("power goes");
+        cluster.stores.iter_mut().for_each(|store| store.process.kill());
+        cluster.scheduler.kill();
+        disk.come_back().expect("power is back");
+        cluster.restart_all().expect("everything comes back");
+        load.wait_progress(SOME, SOON).expect("the cluster works");
+    }
+    verdict(load).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_without_room_keeps_all_it_acknowledged() {
+    if !disk::available() {
+        return;
+    }
+    let home = tempfile::tempdir().expect("a directory");
+    let (disk, mut cluster) = all_on_one_disk(&home);
+    let load = load(&cluster, VALUE_BYTES).await;
+    disk.fill().expect("it fills");
+    let somebody_ended =
+        || cluster.stores.iter_mut().any(|store| store.process.died().is_some()).then_some(());
+    wait_for("a store to end", SOON, somebody_ended).expect("a store ends");
+    disk.empty().expect("room");
+    cluster.restart_all().expect("everything comes back");
+    load.wait_progress(SOME, SOON).expect("the cluster works");
+    verdict(load).await;
+}
