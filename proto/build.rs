@@ -15,6 +15,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "healthpb",
         "mvccpb",
         "etcdserverpb",
+        "memberpb",
     ];
     let files: Vec<String> = names.iter().map(|n| format!("proto/{n}.proto")).collect();
     println!("cargo:rerun-if-changed=proto");

@@ -7,6 +7,7 @@ use tokio::sync::mpsc;
 use tonic::Streaming;
 
 use crate::error::{Error, Result};
+use crate::leader_watch::LeaderWatch;
 use crate::scheduler_conn::{Attempt, classify};
 
 /// Region heartbeats that wait for the stream; the sender waits when they are full.
@@ -23,19 +24,26 @@ pub struct RegionHeartbeats {
 pub struct RegionHeartbeatSender {
     pub(crate) header: RequestHeader,
     pub(crate) queue: mpsc::Sender<RegionHeartbeatRequest>,
+    pub(crate) leader: LeaderWatch,
 }
 
 impl RegionHeartbeats {
-    /// Reports a region; waits while too many reports are on their way. Fails when the stream is broken.
+    /// Reports a region; waits while too many reports are on their way. Fails when the stream is broken or another
+    /// scheduler leads.
     pub async fn send(&self, heartbeat: RegionHeartbeatRequest) -> Result<()> {
         self.sender.send(heartbeat).await
     }
 
-    /// The next operator step; `None` when the scheduler closed the stream. Safe to use in `select!`.
+    /// The next operator step; `None` when the scheduler closed the stream. Fails when it broke or another scheduler
+    /// leads. Safe to use in `select!`.
     pub async fn recv(&mut self) -> Result<Option<RegionHeartbeatResponse>> {
-        self.receiver.message().await.map_err(|status| match classify(status) {
-            Attempt::Again(error) | Attempt::Final(error) => error,
-        })
+        tokio::select! {
+            biased;
+            message = self.receiver.message() => message.map_err(|status| match classify(status) {
+                Attempt::Again(error) | Attempt::Final(error) => error,
+            }),
+            () = self.sender.leader.changed() => Err(other_leader()),
+        }
     }
 
     /// A handle that only sends.
@@ -45,12 +53,23 @@ impl RegionHeartbeats {
 }
 
 impl RegionHeartbeatSender {
-    /// Reports a region; waits while too many reports are on their way. Fails when the stream is broken.
+    /// Reports a region; waits while too many reports are on their way. Fails when the stream is broken or another
+    /// scheduler leads.
     pub async fn send(&self, mut heartbeat: RegionHeartbeatRequest) -> Result<()> {
         heartbeat.header = Some(self.header.clone());
-        self.queue.send(heartbeat).await.map_err(|_| Error::SchedulerUnavailable {
-            endpoints: "the leader".to_string(),
-            cause: "the heartbeat stream is closed".to_string(),
-        })
+        let mut leader = self.leader.clone();
+        tokio::select! {
+            biased;
+            sent = self.queue.send(heartbeat) => sent.map_err(|_| Error::SchedulerUnavailable {
+                endpoints: "the leader".to_string(),
+                cause: "the heartbeat stream is closed".to_string(),
+            }),
+            () = leader.changed() => Err(other_leader()),
+        }
     }
+}
+
+fn other_leader() -> Error {
+    let cause = "another scheduler leads".to_string();
+    Error::SchedulerUnavailable { endpoints: "the former leader".to_string(), cause }
 }

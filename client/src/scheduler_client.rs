@@ -10,6 +10,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use kvproto::keyspacepb::keyspace_client::KeyspaceClient;
 use kvproto::keyspacepb::{KeyspaceMeta, LoadKeyspaceRequest};
+use kvproto::memberpb::TransferLeaderRequest;
+use kvproto::memberpb::members_client::MembersClient;
 use kvproto::metapb;
 use kvproto::pdpb::pd_client::PdClient;
 use kvproto::pdpb::*;
@@ -107,6 +109,19 @@ impl SchedulerClient {
         self.inner
             .call(self.timeout, |mut pd, _| async move { pd.get_members(GetMembersRequest::default()).await })
             .await
+    }
+
+    /// Asks the leader to let the scheduler with this name lead, or any other one. Succeeds when it does not lead any
+    /// more; the next one may need a moment.
+    pub async fn transfer_leader(&self, name: Option<&str>) -> Result<()> {
+        self.inner
+            .call_channel(self.timeout, |channel, header| {
+                let name = name.unwrap_or_default().to_string();
+                let request = TransferLeaderRequest { header: Some(header), name };
+                async move { MembersClient::new(channel).transfer_leader(request).await }
+            })
+            .await
+            .map(|_| ())
     }
 
     /// Whether a first store has joined.
@@ -320,10 +335,12 @@ impl SchedulerClient {
     pub async fn region_heartbeats(&self) -> Result<RegionHeartbeats> {
         self.inner
             .retry(self.timeout, |leader| async move {
+                let watch = self.inner.watch_leader(leader.generation);
                 let (sender, queue) = mpsc::channel(HEARTBEAT_QUEUE);
                 let mut pd = PdClient::new(leader.channel.clone());
                 let reply = pd.region_heartbeat(ReceiverStream::new(queue)).await.map_err(classify)?;
-                let sender = RegionHeartbeatSender { header: self.inner.header(), queue: sender };
+                let sender =
+                    RegionHeartbeatSender { header: self.inner.header(), queue: sender, leader: watch };
                 Ok(RegionHeartbeats { sender, receiver: reply.into_inner() })
             })
             .await

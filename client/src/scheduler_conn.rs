@@ -9,10 +9,10 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use kvproto::keyspacepb;
 use kvproto::pdpb::pd_client::PdClient;
 use kvproto::pdpb::*;
-use tokio::sync::{Mutex, mpsc};
+use kvproto::{keyspacepb, memberpb};
+use tokio::sync::{Mutex, mpsc, watch};
 use tonic::transport::Channel;
 use tonic::{Code, Response, Status};
 
@@ -20,10 +20,13 @@ use crate::backoff::{Backoff, Jitter};
 use crate::channel;
 use crate::error::{Error, Result};
 use crate::leader_search::{add_members, find_leader};
+use crate::leader_watch::{self, LeaderWatch};
 use crate::scheduler_client::SchedulerOptions;
 use crate::tso_batcher;
 
-const RETRY: Backoff = Backoff::from_millis(20, 500);
+const RETRY: Backoff = Backoff::from_millis(20, 200);
+/// So many times in one call a new leader is asked without a pause.
+const FOLLOWED_MAX: u32 = 3;
 /// After a search without a result its error answers everyone for this long.
 const SEARCH_PAUSE: Duration = Duration::from_millis(100);
 
@@ -31,6 +34,10 @@ pub(crate) struct Inner {
     cluster_id: u64,
     options: SchedulerOptions,
     leader: ArcSwap<Leader>,
+    /// The leader's generation, for those who wait for another one.
+    generation: watch::Sender<u64>,
+    /// Asks for the leader from time to time, once somebody has opened a long stream.
+    asking: OnceLock<()>,
     search: Mutex<Search>,
     tso: OnceLock<mpsc::Sender<tso_batcher::Call>>,
 }
@@ -68,7 +75,15 @@ impl Inner {
                     let leader = add_members(&mut channels, url, members, options.connect_timeout)?;
                     let leader = ArcSwap::from_pointee(leader);
                     let search = Mutex::new(Search { channels, failed: None });
-                    return Ok(Inner { cluster_id, options, leader, search, tso: OnceLock::new() });
+                    return Ok(Inner {
+                        cluster_id,
+                        options,
+                        leader,
+                        generation: watch::Sender::new(0),
+                        asking: OnceLock::new(),
+                        search,
+                        tso: OnceLock::new(),
+                    });
                 }
                 Err(error) => error,
             };
@@ -135,6 +150,7 @@ impl Inner {
         let started = Instant::now();
         let mut jitter = None;
         let mut last = None;
+        let mut followed = 0;
         for number in 0.. {
             let left = timeout.saturating_sub(started.elapsed());
             if left.is_zero() {
@@ -153,8 +169,11 @@ impl Inner {
             }
             let left = timeout.saturating_sub(started.elapsed());
             match tokio::time::timeout(left, self.search_leader(generation)).await {
-                // A new leader is asked at once, the first time.
-                Ok(Ok(found)) if found != generation && number == 0 => continue,
+                // A new leader is asked at once.
+                Ok(Ok(found)) if found != generation && followed < FOLLOWED_MAX => {
+                    followed += 1;
+                    continue;
+                }
                 Ok(Err(error)) if !error.is_retryable() => return Err(error),
                 Ok(Err(error)) => last = Some(Box::new(error)),
                 Ok(Ok(_)) | Err(_) => {}
@@ -170,8 +189,25 @@ impl Inner {
         RequestHeader { cluster_id: self.cluster_id, ..RequestHeader::default() }
     }
 
-    pub(crate) fn channel(&self) -> Channel {
-        self.leader.load().channel.clone()
+    /// The leader's channel, and a watch for another leader.
+    pub(crate) fn channel(&self) -> (Channel, LeaderWatch) {
+        let leader = self.leader.load();
+        let watch = LeaderWatch::new(self.generation.subscribe(), leader.generation);
+        (leader.channel.clone(), watch)
+    }
+
+    /// Tells when another leader than the one of this generation is found, and sees to it that one is looked for.
+    pub(crate) fn watch_leader(self: &Arc<Inner>, generation: u64) -> LeaderWatch {
+        self.asking.get_or_init(|| {
+            tokio::spawn(leader_watch::ask_from_time_to_time(Arc::downgrade(self)));
+        });
+        LeaderWatch::new(self.generation.subscribe(), generation)
+    }
+
+    /// Asks the members who leads.
+    pub(crate) async fn look_for_leader(&self) -> Result<()> {
+        let generation = self.leader.load().generation;
+        self.search_leader(generation).await.map(drop)
     }
 
     pub(crate) fn attempt_timeout(&self) -> Duration {
@@ -210,6 +246,7 @@ impl Inner {
                     tracing::info!(from = current.url, to = leader.url, "scheduler leader changed");
                     leader.generation = seen + 1;
                     self.leader.store(Arc::new(leader));
+                    self.generation.send_replace(seen + 1);
                     return Ok(seen + 1);
                 }
                 Ok(seen)
@@ -304,4 +341,5 @@ replies!(
     ScanRegionsResponse,
     GetClusterConfigResponse,
     keyspacepb::LoadKeyspaceResponse,
+    memberpb::TransferLeaderResponse,
 );

@@ -16,6 +16,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
 use crate::error::{Error, Result};
+use crate::leader_watch::LeaderWatch;
 use crate::scheduler_conn::{Attempt, Inner, classify};
 
 /// Most timestamps in one request.
@@ -63,9 +64,10 @@ async fn run(mut inbox: mpsc::Receiver<Call>, client: Weak<Inner>) {
         let Some(inner) = client.upgrade() else { return };
         let mut stream =
             Stream { header: inner.header(), flights: VecDeque::new(), stall: inner.attempt_timeout() };
-        let mut pd = PdClient::new(inner.channel());
+        let (channel, mut leader) = inner.channel();
+        let mut pd = PdClient::new(channel);
         drop(inner);
-        let error = stream.serve(&mut pd, &mut inbox, &mut waiting).await;
+        let error = stream.serve(&mut pd, &mut leader, &mut inbox, &mut waiting).await;
         let Some(error) = error else { return };
         for call in stream.flights.into_iter().flat_map(|flight| flight.calls).chain(waiting.drain(..)) {
             // A caller that no longer waits needs no answer.
@@ -85,6 +87,7 @@ impl Stream {
     async fn serve(
         &mut self,
         pd: &mut PdClient<tonic::transport::Channel>,
+        leader: &mut LeaderWatch,
         inbox: &mut mpsc::Receiver<Call>,
         waiting: &mut VecDeque<Call>,
     ) -> Option<Error> {
@@ -108,6 +111,7 @@ impl Stream {
                         return Some(error);
                     }
                 }
+                () = leader.changed() => return Some(broken("another scheduler leads")),
                 call = inbox.recv(), if room => {
                     waiting.push_back(call?);
                     while let Ok(call) = inbox.try_recv() {

@@ -60,6 +60,9 @@ pub enum Noun {
     Raw(Raw),
     /// Show the cluster: its id, API, members, stores and health.
     Cluster,
+    /// Show the scheduler processes, and choose which one leads.
+    #[command(subcommand)]
+    Member(Member),
     /// Show stores, and remove one.
     #[command(subcommand)]
     Store(Store),
@@ -299,6 +302,28 @@ pub enum Store {
     Remove {
         /// Its number.
         id: u64,
+    },
+}
+
+/// Verbs on schedulers.
+#[derive(Debug, Subcommand)]
+pub enum Member {
+    /// All schedulers and how they fare; works while none leads.
+    List,
+    /// The scheduler that leads.
+    #[command(subcommand)]
+    Leader(Leader),
+}
+
+/// Verbs on the leading scheduler.
+#[derive(Debug, Subcommand)]
+pub enum Leader {
+    /// Which scheduler leads.
+    Show,
+    /// Let another scheduler lead.
+    Transfer {
+        /// Its name; any other one when absent.
+        name: Option<String>,
     },
 }
 

@@ -11,6 +11,7 @@ pub mod connect;
 pub mod error;
 pub mod format;
 pub mod key;
+pub mod member;
 pub mod operator;
 pub mod output;
 pub mod playground;
@@ -33,6 +34,7 @@ pub async fn run(cli: Cli) -> u8 {
         Noun::Playground(args) => playground::run(&global, args).await,
         Noun::Raw(verb) => raw::run(&global, verb).await,
         Noun::Cluster => cluster::run(&global).await,
+        Noun::Member(verb) => member::run(&global, verb).await,
         Noun::Store(verb) => store::run(&global, verb).await,
         Noun::Region(verb) => region::run(&global, verb).await,
         Noun::Operator(verb) => operator::run(&global, verb).await,

@@ -25,6 +25,7 @@ package!(eraftpb, "eraftpb");
 package!(health, "grpc.health.v1");
 package!(mvccpb, "mvccpb");
 package!(etcdserverpb, "etcdserverpb");
+package!(memberpb, "memberpb");
 
 pub mod key;
 pub mod limits;

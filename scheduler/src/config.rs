@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::core::store::SilenceLimits;
 use crate::error::Error;
+use crate::kv::location::Location;
 use crate::schedule::ScheduleConfig;
 use crate::schedule::store_limit::StoreLimit;
 
@@ -20,8 +21,11 @@ use crate::schedule::store_limit::StoreLimit;
 pub struct Config {
     /// The name shown in the list of members.
     pub name: String,
-    /// Where metadata is kept.
+    /// Where metadata is kept when it is kept in a directory.
     pub data_dir: PathBuf,
+    /// Where metadata is kept: `etcd://host:port,host:port/prefix`, which several schedulers may share, or a
+    /// directory of this scheduler alone. Empty: `data_dir`.
+    pub metadata: String,
     /// The URL to listen on, `http://host:port`. Port 0 takes a free one.
     pub client_urls: String,
     /// The URLs clients are told, comma-separated. Empty: the same as `client_urls`.
@@ -107,6 +111,7 @@ impl Default for Config {
         Config {
             name: "scheduler".into(),
             data_dir: "./scheduler-data".into(),
+            metadata: String::new(),
             client_urls: "http://127.0.0.1:2379".into(),
             advertise_client_urls: String::new(),
             log: LogConfig::default(),
@@ -175,8 +180,8 @@ impl Config {
     /// Refuses values that cannot work.
     pub fn validate(&self) -> Result<(), Error> {
         let refuse = |reason: &str| Err(Error::Config(reason.into()));
-        if self.name.is_empty() {
-            return refuse("name is empty");
+        if self.name.is_empty() || self.name.contains('/') {
+            return refuse("name must not be empty or contain '/'");
         }
         if self.replication.max_replicas == 0 {
             return refuse("replication.max-replicas must be at least 1");
@@ -190,6 +195,7 @@ impl Config {
         if self.schedule.store_disconnect_time.0 > self.schedule.max_store_down_time.0 {
             return refuse("schedule.store-disconnect-time must not exceed schedule.max-store-down-time");
         }
+        self.location()?;
         let (host, _) = self.listen_host_port()?;
         let is_any = host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_unspecified());
         if is_any && self.advertise_client_urls.is_empty() {
@@ -199,6 +205,15 @@ impl Config {
             host_port("advertise-client-urls", url)?;
         }
         Ok(())
+    }
+
+    /// Where metadata is kept.
+    pub fn location(&self) -> Result<Location, Error> {
+        if self.metadata.is_empty() {
+            return Ok(Location::Directory(self.data_dir.clone()));
+        }
+        let wrong = |why: String| Error::Config(format!("metadata = {:?}: {why}", self.metadata));
+        Location::parse(&self.metadata).map_err(wrong)
     }
 
     /// Host and port to listen on.

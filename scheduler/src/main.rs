@@ -18,12 +18,16 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 #[derive(Debug, Parser)]
 #[command(name = "scheduler", version)]
 struct Flags {
-    /// Name shown in the list of members [default: scheduler]
+    /// Name of this scheduler; each of several has its own [default: scheduler]
     #[arg(long)]
     name: Option<String>,
     /// Directory of the metadata; one scheduler at a time can use it [default: ./scheduler-data]
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
+    /// Where the metadata is instead: etcd://HOST:PORT,HOST:PORT/PREFIX for several schedulers of which one leads at
+    /// a time (clusters that share an etcd differ in PREFIX), or a directory [default: the --data-dir]
+    #[arg(long, value_name = "URL")]
+    metadata: Option<String>,
     /// URL to listen on for gRPC and HTTP; port 0 takes a free one [default: http://127.0.0.1:2379]
     #[arg(long, value_name = "URL")]
     client_urls: Option<String>,
@@ -57,6 +61,7 @@ impl Flags {
         }
         set(self.name, &mut config.name);
         set(self.data_dir, &mut config.data_dir);
+        set(self.metadata, &mut config.metadata);
         set(self.client_urls, &mut config.client_urls);
         set(self.advertise_client_urls, &mut config.advertise_client_urls);
         set(self.log_level, &mut config.log.level);
@@ -83,7 +88,12 @@ async fn run(config: Config) -> Result<(), Error> {
     let signal_error = |e| Error::Config(format!("cannot listen for signals: {e}"));
     let mut terminate = signal(SignalKind::terminate()).map_err(signal_error)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(signal_error)?;
-    let server = Server::start(config).await?;
+    // A start waits for etcd, perhaps in vain.
+    let server = tokio::select! {
+        started = Server::start(config) => started?,
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
     tokio::select! {
         _ = terminate.recv() => tracing::info!("SIGTERM: stopping"),
         _ = interrupt.recv() => tracing::info!("interrupt: stopping"),

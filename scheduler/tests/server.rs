@@ -211,7 +211,8 @@ async fn a_new_cluster_gets_three_replicas_in_moments() {
     assert_eq!(known.leader, Some(leader.region.peers[0]));
     server.shutdown().await;
     // The stream ends with the server, without an error that a store would log.
-    assert!(matches!(leader.commands.message().await, Ok(None)));
+    let end = leader.commands.message().await.unwrap_err();
+    assert_eq!((end.code(), end.message()), (Code::Unavailable, "not leader"));
 }
 
 #[tokio::test]

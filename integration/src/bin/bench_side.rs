@@ -9,7 +9,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use integration::bench::load::{self, Load, Measured};
 use integration::bench::report::{ECHO_BATCHED, ECHO_UNARY, ETCD, OFFICIAL, Report, SDK};
 use integration::bench::{BenchError, Plan, echo, etcd, kvasir, regions};
-use integration::cluster::{Launch, Process, free_address, wait_until};
+use integration::cluster::{Etcd, Launch, Process, free_address, wait_until};
 
 /// Measures echo, our cluster and etcd side by side.
 #[derive(Parser)]
@@ -113,8 +113,8 @@ async fn measure(options: &Options) -> Result<Report, BenchError> {
         measure_kvasir(&plan, dir.path(), &mut report).await?;
     }
     if options.subjects.contains(&Subject::Etcd) {
-        match etcd::program() {
-            Some(program) => measure_etcd(&plan, &program, dir.path(), &mut report).await?,
+        match Etcd::program() {
+            Some(_) => measure_etcd(&plan, dir.path(), &mut report).await?,
             None => eprintln!("etcd is not installed: left out"),
         }
     }
@@ -186,13 +186,8 @@ async fn measure_kvasir(plan: &Plan, dir: &std::path::Path, report: &mut Report)
     Ok(())
 }
 
-async fn measure_etcd(
-    plan: &Plan,
-    program: &std::path::Path,
-    dir: &std::path::Path,
-    report: &mut Report,
-) -> Result<(), BenchError> {
-    let etcd = etcd::Etcd::start(program, dir).await?;
+async fn measure_etcd(plan: &Plan, dir: &std::path::Path, report: &mut Report) -> Result<(), BenchError> {
+    let etcd = etcd::Etcd::start(dir).await?;
     etcd.fill(plan).await?;
     add(report, ETCD, "get", plan.clients, etcd.gets(plan, load(plan, plan.clients)).await);
     for clients in [plan.clients, plan.many_clients] {

@@ -5,6 +5,8 @@
 pub mod damage;
 pub mod direct;
 pub mod disk;
+pub mod etcd;
+pub mod group;
 pub mod history;
 mod http;
 mod ports;
@@ -12,6 +14,7 @@ mod process;
 pub mod proxy;
 pub mod regions;
 pub mod split;
+pub mod timestamps;
 pub mod workload;
 
 use std::collections::BTreeMap;
@@ -25,6 +28,8 @@ use kvproto::key::{KeyspaceId, Mode};
 use tempfile::TempDir;
 
 pub use direct::Watch;
+pub use etcd::Etcd;
+pub use group::SchedulerGroup;
 pub use http::{Reply, delete, get};
 pub use ports::free_address;
 pub use process::{Launch, Process};
@@ -43,6 +48,8 @@ const REPLICAS: usize = 3;
 pub enum ClusterError {
     #[error("there is no {}: run `cargo build --workspace --bins` (with the same profile) first", .path.display())]
     NoBinary { path: PathBuf },
+    #[error("{name} is not installed: {advice}")]
+    NoProgram { name: &'static str, advice: &'static str },
     #[error("{name} could not be started: {source}")]
     Start { name: String, source: io::Error },
     #[error("{name} ended with {status}; its last lines:\n{tail}")]

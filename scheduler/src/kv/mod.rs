@@ -6,11 +6,15 @@
 //! Invariants an implementation keeps:
 //! - a `Txn` is applied wholly or not at all, and its conditions are checked against the state just before it;
 //! - when `commit` returns Ok for a `Synced` txn, its writes survive a power cut;
-//! - a failed condition is `KvError::Conflict`: somebody else writes the same data, and the caller must stop.
+//! - a failed condition is `KvError::Conflict`: somebody else writes the same data, and the caller must stop;
+//! - where several schedulers share the data, a commit of one that does not lead is `KvError::NotLeader`.
 //!
-//! Calls block. Only start-up and the metadata writer thread make them.
+//! Calls block. Only the start of a leadership and the metadata writer thread make them.
 
 pub mod embedded_kv;
+pub mod etcd_kv;
+pub mod etcd_pool;
+pub mod location;
 pub mod mem_kv;
 pub mod records;
 
@@ -32,6 +36,15 @@ pub enum KvError {
     /// The disk or the database refused.
     #[error("metadata storage failed: {0}; check the disk of the data directory, then restart the scheduler")]
     Storage(String),
+    /// Another scheduler leads, or none does. Clients of the field look for these two words.
+    #[error("not leader")]
+    NotLeader,
+    /// No member of etcd has answered in time.
+    #[error("etcd cannot be reached ({0}); check that most of its members run")]
+    Unreachable(String),
+    /// etcd does not do what it is asked.
+    #[error("etcd refuses: {0}; check its space, its alarms and its access rules")]
+    Refused(String),
 }
 
 /// What must hold for a txn to be applied.
@@ -65,6 +78,23 @@ impl Condition {
 pub enum Op {
     Put(Bytes, Bytes),
     Delete(Bytes),
+}
+
+impl Op {
+    /// The key that is changed.
+    pub fn key(&self) -> &Bytes {
+        match self {
+            Op::Put(key, _) | Op::Delete(key) => key,
+        }
+    }
+
+    /// Bytes of key and value.
+    pub fn size(&self) -> usize {
+        match self {
+            Op::Put(key, value) => key.len() + value.len(),
+            Op::Delete(key) => key.len(),
+        }
+    }
 }
 
 /// Whether a txn must be on the disk before `commit` returns.
@@ -105,6 +135,15 @@ impl Txn {
     }
 }
 
+/// Up to where txns are joined before they are committed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BatchMax {
+    /// Operations.
+    pub ops: usize,
+    /// Bytes of keys and values.
+    pub bytes: usize,
+}
+
 /// Key and value of one stored record.
 pub type Pair = (Bytes, Bytes);
 
@@ -116,8 +155,13 @@ pub trait Kv: Send + Sync + 'static {
     /// Up to `limit` pairs with `start <= key < end`, in key order.
     fn range(&self, start: &[u8], end: &[u8], limit: usize) -> Result<Vec<Pair>, KvError>;
 
-    /// Applies `txn` wholly, or fails and changes nothing.
+    /// Applies `txn` wholly, or fails and changes nothing. After `Unreachable` it is not known which.
     fn commit(&self, txn: &Txn) -> Result<(), KvError>;
+
+    /// The largest txn that is worth joining from smaller ones.
+    fn batch_max(&self) -> BatchMax {
+        BatchMax { ops: 4096, bytes: 4 << 20 }
+    }
 }
 
 #[cfg(test)]

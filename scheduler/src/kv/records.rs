@@ -144,14 +144,16 @@ fn key(prefix: &[u8], id: u64) -> Bytes {
     key.freeze()
 }
 
-fn encode<M: Message>(message: &M) -> Bytes {
+/// Encodes a message as a record value.
+pub fn encode<M: Message>(message: &M) -> Bytes {
     let mut value = BytesMut::with_capacity(1 + message.encoded_len());
     value.put_u8(FORMAT);
     message.encode_raw(&mut value);
     value.freeze()
 }
 
-fn message<M: Message + Default>(key: &[u8], value: &[u8]) -> Result<M, RecordError> {
+/// Decodes a message record.
+pub fn message<M: Message + Default>(key: &[u8], value: &[u8]) -> Result<M, RecordError> {
     M::decode(payload(key, value)?).map_err(|e| RecordError::Corrupt(printable(key), e.to_string()))
 }
 

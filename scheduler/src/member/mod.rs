@@ -1,8 +1,17 @@
-//! The members of the scheduler's own group. There is one: it answers for itself, and it leads.
+//! The schedulers of a cluster: who they are, which one leads, and how long it may.
+//!
+//! `lease` is the arithmetic and `leadership` the handle that everything asks which answers for the leader.
+//! `directory` knows the members, `session` keeps this one's lease alive, `election` decides who leads.
+
+pub mod directory;
+pub mod election;
+pub mod leadership;
+pub mod lease;
+pub mod session;
 
 use kvproto::pdpb;
 
-/// This scheduler, as clients see it.
+/// A scheduler, as clients see it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Member {
     pub name: String,
@@ -24,15 +33,21 @@ impl Member {
         }
     }
 
-    /// The answer to "who are you?": one member, which is the leader.
-    pub fn list(&self, header: pdpb::ResponseHeader) -> pdpb::GetMembersResponse {
-        let member = self.to_wire();
-        pdpb::GetMembersResponse {
-            header: Some(header),
-            members: vec![member.clone()],
-            leader: Some(member.clone()),
-            etcd_leader: Some(member),
-            ..pdpb::GetMembersResponse::default()
-        }
+    /// Reads back what `to_wire` has made.
+    pub fn from_wire(member: pdpb::Member) -> Member {
+        Member { name: member.name, id: member.member_id, client_urls: member.client_urls }
     }
+
+    /// The first URL that clients are told.
+    pub fn url(&self) -> &str {
+        self.client_urls.first().map_or("", String::as_str)
+    }
+}
+
+/// The id of a member of a group: the same after every start, and never 0. (64-bit FNV-1a of the name.)
+pub fn id_of(name: &str) -> u64 {
+    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    hash.max(1)
 }

@@ -7,12 +7,13 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::{Stream, StreamExt};
+use futures::Stream;
 use kvproto::pdpb::{self, pd_server::Pd};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::dispatch::until_not_leader;
 use super::heartbeat_streams::{QUEUE_MAX, Reporter};
 use super::state::{ChangeError, State};
 use crate::cluster::Cluster;
@@ -119,6 +120,26 @@ impl GrpcService {
         self.split(found.map_err(ChangeError::Cluster))
     }
 
+    /// Waits for the region with this key while a new leader may not have heard of it, or of who leads it.
+    async fn region_of_key(
+        &self,
+        header: Option<&pdpb::RequestHeader>,
+        find: impl Fn(&Cluster) -> Option<&RegionInfo>,
+    ) -> Result<Response<pdpb::GetRegionResponse>, Status> {
+        self.check(header)?;
+        let is_complete = |region: &RegionInfo| region.leader.is_some();
+        let look = |cluster: &Cluster| {
+            let is_there = !cluster.is_bootstrapped() || find(cluster).is_some_and(is_complete);
+            is_there.then_some(())
+        };
+        let waited = self.state.read_reported(look).await;
+        let response = self.region_response(header, &find)?;
+        if waited.is_none() && response.get_ref().region.is_none() {
+            return Err(Status::unavailable("no store has reported a region with this key yet: try again"));
+        }
+        Ok(response)
+    }
+
     #[allow(clippy::result_large_err, reason = "Status is what tonic wants")]
     fn region_response(
         &self,
@@ -201,7 +222,7 @@ impl Pd for GrpcService {
         _request: Request<pdpb::GetMembersRequest>,
     ) -> Result<Response<pdpb::GetMembersResponse>, Status> {
         // Clients learn the cluster id here, so they cannot know it yet.
-        Ok(Response::new(self.state.member.list(self.state.header())))
+        Ok(Response::new(self.state.members()))
     }
 
     async fn bootstrap(
@@ -331,7 +352,8 @@ impl Pd for GrpcService {
         request: Request<pdpb::GetRegionRequest>,
     ) -> Result<Response<pdpb::GetRegionResponse>, Status> {
         let request = request.into_inner();
-        self.region_response(request.header.as_ref(), |c| c.basic().regions().by_key(&request.region_key))
+        let header = request.header.as_ref();
+        self.region_of_key(header, |c| c.basic().regions().by_key(&request.region_key)).await
     }
 
     async fn get_prev_region(
@@ -512,7 +534,7 @@ impl Pd for GrpcService {
         let served = self.state.metrics.timestamps.clone();
         let answers = self.state.tso.serve(request.into_inner(), self.state.header(), served);
         let stopping = self.state.stopping.clone().cancelled_owned();
-        Ok(Response::new(Box::pin(answers.take_until(Box::pin(stopping)))))
+        Ok(Response::new(Box::pin(until_not_leader(answers, stopping))))
     }
 
     async fn region_heartbeat(

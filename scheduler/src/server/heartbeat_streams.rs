@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
 
+use super::dispatch::not_leader;
 use super::grpc_service::{check_cluster, unavailable};
 use super::state::{ChangeError, State};
 use crate::error::ClusterError;
@@ -89,7 +90,13 @@ impl Reporter {
                 report = reports.next() => report,
                 () = stopping.cancelled() => None,
             };
-            let Some(report) = report else { break };
+            let Some(report) = report else {
+                if stopping.is_cancelled() {
+                    // A full queue ends as well, only without the reason.
+                    let _unread = self.sender.try_send(Err(not_leader())).is_err();
+                }
+                break;
+            };
             let outcome = match report {
                 Ok(report) => self.handle(report).await,
                 Err(status) => Err(status),
@@ -127,7 +134,10 @@ impl Reporter {
         self.state.metrics.region_heartbeats.with_label_values(&[result]).inc();
         match outcome {
             // A stale report is a late one: the newer one is known already.
-            Ok(()) | Err(ChangeError::Cluster(ClusterError::Stale(_))) => Ok(()),
+            Ok(()) | Err(ChangeError::Cluster(ClusterError::Stale(_))) => {
+                self.state.note_report();
+                Ok(())
+            }
             Err(ChangeError::Kv(error)) => Err(unavailable(error)),
             Err(ChangeError::Cluster(error)) => {
                 let header = pdpb::ResponseHeader { error: Some(error.to_wire()), ..self.state.header() };

@@ -1,5 +1,5 @@
-//! The HTTP interface: `/pd/api/v1/...`, `/ping`, `/metrics`. It reads the same state as gRPC, and answers in
-//! JSON; an error is `{"error": "..."}` with a fitting status. HEAD is answered 405, which start-up scripts of
+//! The HTTP interface to the cluster, served by the leader: `/pd/api/v1/...`. It reads the same state as gRPC, and
+//! answers in JSON; an error is `{"error": "..."}` with a fitting status. HEAD is answered 405, which start-up scripts of
 //! the field rely on.
 
 use std::sync::Arc;
@@ -22,10 +22,11 @@ use crate::error::ClusterError;
 /// How many regions are copied while the cluster is locked.
 const CHUNK: usize = 1024;
 
+/// What a handler returns.
 pub(super) type Answer = Result<Response, Failure>;
 
 /// An error with its status.
-pub(super) struct Failure(pub(super) StatusCode, pub(super) String);
+pub(super) struct Failure(pub StatusCode, pub String);
 
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
@@ -64,11 +65,13 @@ pub(super) fn not_found(what: impl Into<String>) -> Failure {
     Failure(StatusCode::NOT_FOUND, what.into())
 }
 
+/// A value as JSON.
 pub(super) fn json_answer<T: serde::Serialize>(value: T) -> Answer {
     Ok(Json(value).into_response())
 }
 
-async fn no_head() -> impl IntoResponse {
+/// HEAD is not served.
+pub(super) async fn no_head() -> impl IntoResponse {
     (StatusCode::METHOD_NOT_ALLOWED, [(header::ALLOW, "GET")])
 }
 
@@ -84,37 +87,17 @@ where
 /// All routes.
 pub fn routes(state: Arc<State>) -> Router {
     Router::new()
-        .route("/ping", read(ping))
-        .route("/metrics", read(metrics))
-        .route("/pd/api/v1/ping", read(ping))
         .route("/pd/api/v1/stores", read(stores))
         .route("/pd/api/v1/store/{id}", read(store).delete(remove_store))
         .route("/pd/api/v1/regions", read(regions))
         .route("/pd/api/v1/regions/count", read(regions_count))
         .route("/pd/api/v1/region/id/{id}", read(region_by_id))
         .route("/pd/api/v1/region/key/{*key}", read(region_by_key))
-        .route("/pd/api/v1/members", read(members))
-        .route("/pd/api/v1/health", read(health))
-        .route("/pd/api/v1/version", read(version))
-        .route("/pd/api/v1/status", read(status))
         .route("/pd/api/v1/cluster", read(cluster))
-        .route("/pd/api/v2/ready", read(ready))
         .merge(operator_api::routes())
         .merge(scheduler_api::routes())
         .fallback(|uri: Uri| async move { not_found(format!("no such path: {}", uri.path())) })
         .with_state(state)
-}
-
-async fn ping() -> StatusCode {
-    StatusCode::OK
-}
-
-async fn metrics(Shared(state): Shared<Arc<State>>) -> Answer {
-    state.read(|cluster, now_ms| state.metrics.refresh(cluster, now_ms));
-    match state.metrics.render() {
-        Ok(text) => Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()),
-        Err(e) => Err(Failure(StatusCode::INTERNAL_SERVER_ERROR, e.to_string())),
-    }
 }
 
 fn store_view(cluster: &Cluster, store: &StoreInfo, now_ms: u64) -> view::Store {
@@ -210,44 +193,6 @@ async fn region_by_key(
     }
     let region = state.read(|cluster, _| cluster.basic().regions().by_key(&key).map(view::Region::from));
     json_answer(region.ok_or_else(|| not_found("no region with this key is known"))?)
-}
-
-async fn members(Shared(state): Shared<Arc<State>>) -> Answer {
-    let member = view::Member::new(&state.member);
-    json_answer(view::Members {
-        header: view::Header { cluster_id: state.cluster_id() },
-        members: vec![member.clone()],
-        leader: member.clone(),
-        etcd_leader: member,
-    })
-}
-
-async fn health(Shared(state): Shared<Arc<State>>) -> Answer {
-    let member = &state.member;
-    json_answer([view::MemberHealth {
-        name: member.name.clone(),
-        member_id: member.id,
-        client_urls: member.client_urls.clone(),
-        health: state.writer.failure().is_none(),
-    }])
-}
-
-async fn ready(Shared(state): Shared<Arc<State>>) -> Answer {
-    match state.writer.failure() {
-        None => Ok(StatusCode::OK.into_response()),
-        Some(error) => Err(Failure(StatusCode::SERVICE_UNAVAILABLE, error.to_string())),
-    }
-}
-
-async fn version() -> Answer {
-    json_answer(json!({ "version": env!("CARGO_PKG_VERSION") }))
-}
-
-async fn status(Shared(state): Shared<Arc<State>>) -> Answer {
-    json_answer(json!({
-        "version": env!("CARGO_PKG_VERSION"),
-        "start_timestamp": state.clock.started_at_ms() / 1000,
-    }))
 }
 
 async fn cluster(Shared(state): Shared<Arc<State>>) -> Answer {

@@ -206,8 +206,9 @@ impl From<&RegionInfo> for Region {
 pub struct Members {
     pub header: Header,
     pub members: Vec<Member>,
-    pub leader: Member,
-    pub etcd_leader: Member,
+    /// Absent while none is elected.
+    pub leader: Option<Member>,
+    pub etcd_leader: Option<Member>,
 }
 
 /// The header of `members`.

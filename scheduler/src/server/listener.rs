@@ -1,16 +1,13 @@
 //! The port: accepts connections and serves gRPC and HTTP on each of them.
 //!
-//! Owns the connection tasks. A request is gRPC when its content type says so. The number of open connections is
+//! Owns the connection tasks. The number of open connections is
 //! bounded: at the limit new ones wait in the kernel's queue. When the server stops, connections get a short
 //! time to finish what they are doing.
 
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::Body;
-use http::{Request, header};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
@@ -18,7 +15,6 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tower::ServiceExt;
 
 const CONNECTIONS_MAX: usize = 10_000;
 const FINISH_TIME: Duration = Duration::from_secs(1);
@@ -26,18 +22,6 @@ const PING_INTERVAL: Duration = Duration::from_secs(10);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long to wait after a failed accept: it usually means that the process has no free file descriptor.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
-
-/// Joins both faces into one service.
-pub fn join(grpc: Router, http: Router) -> Router {
-    Router::new().fallback_service(tower::service_fn(move |request: Request<Body>| {
-        let is_grpc = request
-            .headers()
-            .get(header::CONTENT_TYPE)
-            .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
-        let service = if is_grpc { grpc.clone() } else { http.clone() };
-        async move { Ok::<_, Infallible>(service.oneshot(request).await.unwrap_or_else(|never| match never {})) }
-    }))
-}
 
 /// Accepts until `stopping`, then lets connections finish.
 pub async fn serve(listener: TcpListener, service: Router, stopping: CancellationToken) {

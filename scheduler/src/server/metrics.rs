@@ -1,4 +1,5 @@
-//! Counters and gauges of one server, in a registry of its own: one process may hold several servers.
+//! Counters and gauges of one server, in a registry of its own: one process may hold several servers. They count on
+//! from one time as the leader to the next; what describes the cluster is 0 on a scheduler that does not lead.
 
 use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 
@@ -17,6 +18,11 @@ pub struct Metrics {
     pub timestamps: IntCounter,
     /// Commands that had no way to their store.
     pub commands_dropped: IntCounter,
+    /// Times that this scheduler began to lead.
+    pub terms: IntCounter,
+    is_leader: IntGauge,
+    /// None with metadata of its own.
+    etcd_up: Option<IntGauge>,
     operators: IntCounterVec,
     operators_running: IntGauge,
     regions: IntGauge,
@@ -26,7 +32,7 @@ pub struct Metrics {
 
 impl Metrics {
     /// Registers everything in a new registry.
-    pub fn new() -> Result<Metrics, prometheus::Error> {
+    pub fn new(uses_etcd: bool) -> Result<Metrics, prometheus::Error> {
         let registry = Registry::new_custom(Some("scheduler".into()), None)?;
         macro_rules! add {
             ($metric:expr) => {{
@@ -48,6 +54,12 @@ impl Metrics {
                 "commands_dropped_total",
                 "Region commands without an open, free stream to their store"
             )),
+            terms: add!(IntCounter::new("leader_terms_total", "Times that this scheduler began to lead")),
+            is_leader: add!(IntGauge::new("is_leader", "1 while this scheduler leads")),
+            etcd_up: match uses_etcd {
+                true => Some(add!(IntGauge::new("etcd_up", "1 while any member of etcd answers"))),
+                false => None,
+            },
             operators: add!(vec("operators_total", "Operators by name and event", &["name", "event"])),
             operators_running: add!(IntGauge::new("operators_running", "Operators under way")),
             regions: add!(IntGauge::new("regions", "Known regions")),
@@ -82,6 +94,22 @@ impl Metrics {
             let stores = cluster.basic().stores().filter(|store| cluster.store_state(store, now_ms) == state);
             self.stores.with_label_values(&[state.name()]).set(stores.count() as i64);
         }
+    }
+
+    /// Brings up to date what every scheduler has, leader or not.
+    pub fn refresh_member(&self, is_leader: bool, etcd_up: Option<bool>) {
+        self.is_leader.set(i64::from(is_leader));
+        if let (Some(gauge), Some(up)) = (&self.etcd_up, etcd_up) {
+            gauge.set(i64::from(up));
+        }
+    }
+
+    /// This scheduler does not lead: what it knew of the cluster is old.
+    pub fn forget_cluster(&self) {
+        self.operators_running.set(0);
+        self.regions.set(0);
+        self.regions_waiting.reset();
+        self.stores.reset();
     }
 
     /// Everything in Prometheus' text format.

@@ -1,15 +1,16 @@
-//! What the services of one server share: the cluster behind a lock, and the ways out of it.
+//! What the services of a leader share: the cluster behind a lock, and the ways out of it.
 //!
 //! Owns the lock discipline: a change reserves a place with the metadata writer, then changes the cluster and
 //! enqueues the writes under one lock, then (unlocked) waits for the disk, then sends commands. So writes have
 //! the order of the changes, answers wait for their writes, and no lock is held over I/O.
 
 use std::sync::Arc;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use kvproto::pdpb;
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::heartbeat_streams::HeartbeatStreams;
@@ -21,8 +22,13 @@ use crate::id::{IdWindow, LOW_WATER};
 use crate::kv::records::{self, MetaWrite};
 use crate::kv::{Condition, Durability, KvError, Op, Txn};
 use crate::member::Member;
+use crate::member::directory::Directory;
+use crate::member::leadership::Leadership;
 use crate::schedule::operator_controller::OperatorEvent;
 use crate::tso::service::TsoService;
+
+/// How long a question waits for a region that no store has reported to this leader yet.
+const REPORT_WAIT: Duration = Duration::from_secs(1);
 
 /// Why a change was not made.
 #[derive(Debug, thiserror::Error)]
@@ -81,10 +87,15 @@ pub struct State {
     pub writer: Arc<MetaWriter>,
     pub tso: TsoService,
     pub streams: HeartbeatStreams,
-    pub metrics: Metrics,
+    pub metrics: Arc<Metrics>,
+    /// Asked before a timestamp is handed out, and before a request is taken.
+    pub leadership: Arc<Leadership>,
+    directory: Arc<Directory>,
     pub member: Member,
-    pub clock: Clock,
-    /// Cancelled when the server stops: long streams end then.
+    pub clock: Arc<Clock>,
+    /// Tells those who wait for a region that one has reported.
+    reported: Notify,
+    /// Cancelled when the server stops or does not lead any more: long streams end then.
     pub stopping: CancellationToken,
 }
 
@@ -95,16 +106,19 @@ pub struct Parts {
     pub id_end: u64,
     pub writer: Arc<MetaWriter>,
     pub tso: TsoService,
-    pub metrics: Metrics,
-    pub member: Member,
-    pub clock: Clock,
+    pub metrics: Arc<Metrics>,
+    pub leadership: Arc<Leadership>,
+    /// All schedulers, and this one.
+    pub members: (Arc<Directory>, Member),
+    pub clock: Arc<Clock>,
     pub stopping: CancellationToken,
 }
 
 impl State {
     /// Puts the parts together.
     pub fn new(parts: Parts) -> State {
-        let Parts { cluster, id_end, writer, tso, metrics, member, clock, stopping } = parts;
+        let Parts { cluster, id_end, writer, tso, metrics, leadership, members, clock, stopping } = parts;
+        let (directory, member) = members;
         State {
             cluster_id: cluster.id(),
             core: Mutex::new(Core { cluster, ids: IdWindow::new(id_end), id_end }),
@@ -113,10 +127,18 @@ impl State {
             tso,
             streams: HeartbeatStreams::default(),
             metrics,
+            leadership,
+            directory,
             member,
             clock,
+            reported: Notify::new(),
             stopping,
         }
+    }
+
+    /// The answer to "who are you?".
+    pub fn members(&self) -> pdpb::GetMembersResponse {
+        self.directory.view().to_wire(&self.member, self.leadership.is_valid(), self.header())
     }
 
     /// The cluster's id.
@@ -133,6 +155,38 @@ impl State {
     pub fn read<T>(&self, look: impl FnOnce(&Cluster, u64) -> T) -> T {
         let now_ms = self.clock.now_ms();
         look(&self.core.lock().cluster, now_ms)
+    }
+
+    /// Looks for something that region reports bring, until it is there or [`REPORT_WAIT`] has passed: after a
+    /// change of leaders the stores need a moment to report.
+    pub async fn read_reported<T>(&self, look: impl Fn(&Cluster) -> Option<T>) -> Option<T> {
+        let search = async {
+            loop {
+                let reported = self.reported.notified();
+                tokio::pin!(reported);
+                // Armed before the look, so that no report falls in between.
+                reported.as_mut().enable();
+                if let Some(found) = self.read(|cluster, _| look(cluster)) {
+                    return found;
+                }
+                reported.await;
+            }
+        };
+        tokio::time::timeout(REPORT_WAIT, search).await.ok()
+    }
+
+    /// A region has reported.
+    pub fn note_report(&self) {
+        self.reported.notify_waiters();
+    }
+
+    /// Lets time pass.
+    pub async fn tick(self: &Arc<Self>) -> Result<(), KvError> {
+        match self.change(|cluster, ids, now_ms| Ok(((), cluster.tick(now_ms, ids)))).await {
+            Err(ChangeError::Kv(error)) => Err(error),
+            // The cluster refuses requests, not the time.
+            Ok(()) | Err(ChangeError::Cluster(_)) => Ok(()),
+        }
     }
 
     /// Changes the cluster, makes the change durable, and sends the commands that follow from it.

@@ -1,6 +1,7 @@
 //! Hands out timestamps: the oracle behind a lock, its durable bound, and the stream that clients use.
 //!
-//! Owns the oracle. A timestamp leaves only after the bound above it is durable. The bound is saved by one task
+//! Owns the oracle. A timestamp leaves only after the bound above it is durable, and only if this process still led
+//! after it was taken: so it was taken before any later leader took one. The bound is saved by one task
 //! at a time, which does not stop when the client that needed it goes away. A stream is answered in the order of
 //! its requests, and holds no request that has not been answered: back pressure is HTTP/2's.
 
@@ -16,6 +17,7 @@ use tonic::Status;
 use super::oracle::{Blocked, COUNT_MAX, Clocks, Oracle};
 use crate::kv::KvError;
 use crate::kv::records;
+use crate::member::leadership::Leadership;
 use crate::server::meta_writer::MetaWriter;
 use crate::server::state::{number_txn, wall_ms};
 
@@ -26,6 +28,7 @@ struct Inner {
     oracle: Mutex<Oracle>,
     saving: tokio::sync::Mutex<()>,
     writer: Arc<MetaWriter>,
+    leadership: Arc<Leadership>,
     started: Instant,
 }
 
@@ -37,10 +40,10 @@ pub struct TsoService {
 
 impl TsoService {
     /// A service that continues above the durable bound (0 in a new cluster).
-    pub fn new(saved_bound_ms: u64, writer: Arc<MetaWriter>) -> TsoService {
+    pub fn new(saved_bound_ms: u64, writer: Arc<MetaWriter>, leadership: Arc<Leadership>) -> TsoService {
         let oracle = Mutex::new(Oracle::new(saved_bound_ms));
         let saving = tokio::sync::Mutex::new(());
-        TsoService { inner: Arc::new(Inner { oracle, saving, writer, started: Instant::now() }) }
+        TsoService { inner: Arc::new(Inner { oracle, saving, writer, leadership, started: Instant::now() }) }
     }
 
     /// Takes `count` (1 ..= `COUNT_MAX`) consecutive timestamps and returns the last one.
@@ -48,7 +51,12 @@ impl TsoService {
         loop {
             let monotonic_ms = self.inner.started.elapsed().as_millis() as u64;
             let clocks = Clocks { wall_ms: wall_ms(), monotonic_ms };
-            let blocked = match self.inner.oracle.lock().allocate(clocks, count) {
+            let allocated = self.inner.oracle.lock().allocate(clocks, count);
+            // After it was taken, not before: the lease may end in between.
+            if !self.inner.leadership.is_valid() {
+                return Err(KvError::NotLeader);
+            }
+            let blocked = match allocated {
                 Ok(timestamp) => return Ok(timestamp),
                 Err(blocked) => blocked,
             };
@@ -117,5 +125,45 @@ impl Inner {
         self.writer.reserve().await?.send(txn).wait().await?;
         self.oracle.lock().saved(bound_ms);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kv::mem_kv::MemKv;
+
+    async fn service(kv: &Arc<MemKv>, saved_bound_ms: u64) -> (TsoService, Arc<Leadership>) {
+        let writer = Arc::new(MetaWriter::start(kv.clone()).unwrap());
+        let leadership = Arc::new(Leadership::unlimited());
+        (TsoService::new(saved_bound_ms, writer, leadership.clone()), leadership)
+    }
+
+    fn saved_bound_ms(kv: &MemKv) -> u64 {
+        crate::server::node::read_number(kv, records::TSO_END).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_new_leader_starts_above_the_window_of_the_old_one_which_cannot_save_another() {
+        let kv = Arc::new(MemKv::default());
+        let (old, _) = service(&kv, 0).await;
+        let last = old.allocate(10).await.unwrap();
+        let bound_ms = saved_bound_ms(&kv);
+        assert!((last.physical as u64) < bound_ms);
+
+        let (new, _) = service(&kv, bound_ms).await;
+        let first = new.allocate(1).await.unwrap();
+        assert!(first.physical as u64 >= bound_ms && saved_bound_ms(&kv) > first.physical as u64);
+        let outcome = old.save(bound_ms + 60_000).await;
+        assert!(matches!(outcome, Err(KvError::Conflict { .. })), "{outcome:?}");
+        assert!(saved_bound_ms(&kv) < bound_ms + 60_000);
+    }
+
+    #[tokio::test]
+    async fn no_timestamp_leaves_after_the_lead_is_given_up() {
+        let (service, leadership) = service(&Arc::new(MemKv::default()), 0).await;
+        service.allocate(1).await.unwrap();
+        leadership.give_up();
+        assert!(matches!(service.allocate(1).await, Err(KvError::NotLeader)));
     }
 }

@@ -1,0 +1,185 @@
+//! Several schedulers on a real etcd: any of them, and any member of etcd, may die, freeze or be asked to go, and
+//! timestamps only grow. Times are printed, never asserted.
+
+use std::time::{Duration, Instant};
+
+use integration::cluster::timestamps::TimestampLoad;
+use integration::cluster::{SchedulerGroup, wait_until};
+use kvclient::{RawClient, SchedulerClient, SchedulerOptions};
+use kvproto::pdpb::pd_client::PdClient;
+use kvproto::pdpb::{AllocIdRequest, IsBootstrappedRequest, RequestHeader};
+use tikv_client::TimestampExt;
+
+const SOON: Duration = Duration::from_secs(30);
+const LEASE: Duration = Duration::from_secs(2);
+
+async fn patient(endpoints: &[String]) -> SchedulerClient {
+    let options = SchedulerOptions { timeout: SOON, ..SchedulerOptions::default() };
+    SchedulerClient::connect_with(endpoints, options).await.expect("a scheduler client")
+}
+
+/// How a leader ends.
+#[derive(Debug, Clone, Copy)]
+enum Fate {
+    Killed,
+    Frozen,
+    Terminated,
+    SteppedBack,
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn timestamps_only_grow_whatever_happens_to_the_leader() {
+    let mut group = SchedulerGroup::start(1, 3, 0).expect("three schedulers");
+    let load = TimestampLoad::start(&group.endpoints(), 4).await.expect("clients");
+    load.wait_more(SOON).expect("timestamps");
+    for fate in [Fate::Killed, Fate::Frozen, Fate::Terminated, Fate::SteppedBack, Fate::Killed] {
+        let leader = group.wait_leader().expect("a leader");
+        let started = Instant::now();
+        match fate {
+            Fate::Killed => group.schedulers[leader].process.kill(),
+            Fate::Frozen => group.schedulers[leader].process.freeze(),
+            Fate::Terminated => {
+                let ended = group.schedulers[leader].process.terminate(SOON).expect("it stops");
+                assert!(ended.success(), "{ended}");
+            }
+            Fate::SteppedBack => {
+                let to = group.schedulers[(leader + 1) % 3].name.clone();
+                patient(&group.endpoints()).await.transfer_leader(Some(&to)).await.expect("it steps back");
+            }
+        }
+        let next = group.wait_other_leader(leader).expect("another leader");
+        let replaced = started.elapsed();
+        if matches!(fate, Fate::SteppedBack) {
+            assert_eq!(next, (leader + 1) % 3, "the one that was asked for leads");
+        }
+        match fate {
+            Fate::Killed | Fate::Terminated => {
+                group.schedulers[leader].process.start_again().expect("it starts again");
+            }
+            // With what waits in its sockets.
+            Fate::Frozen => group.schedulers[leader].process.thaw(),
+            Fate::SteppedBack => {}
+        }
+        group.schedulers[leader].wait_serving().expect("it is a member again");
+        let pause = load.wait_more(SOON).expect("more timestamps");
+        println!("{fate:?}: another leader after {replaced:?}, longest pause of timestamps {pause:?}");
+        let leaders: Vec<bool> = group.schedulers.iter().map(|scheduler| scheduler.leads()).collect();
+        assert!(leaders.iter().filter(|leads| **leads).count() <= 1, "{leaders:?}");
+    }
+    let taken = load.finish().await.unwrap_or_else(|wrong| panic!("{wrong}"));
+    println!("{taken} timestamps");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stores_and_clients_follow_a_new_leader() {
+    let mut group = SchedulerGroup::start(1, 3, 3).expect("three schedulers and three stores");
+    let client = RawClient::connect(group.endpoints()).await.expect("a client");
+    client.put("before", "1").await.expect("a put");
+    let official = tikv_client::TransactionClient::new(group.endpoints()).await.expect("the official client");
+    let mut last = official.current_timestamp().await.expect("a timestamp").version();
+    for is_frozen in [false, true] {
+        let leader = group.wait_leader().expect("a leader");
+        let started = Instant::now();
+        match is_frozen {
+            false => group.schedulers[leader].process.kill(),
+            true => group.schedulers[leader].process.freeze(),
+        }
+        client.put("during", "2").await.expect("a put needs no scheduler");
+        group.wait_other_leader(leader).expect("another leader");
+        group.wait_replicated().expect("reports of all stores");
+        println!("frozen {is_frozen}: all regions reported to the new leader after {:?}", started.elapsed());
+        // A client without anything in its cache needs the new leader for every region.
+        let fresh = RawClient::connect(group.endpoints()).await.expect("a client");
+        assert_eq!(fresh.get("before").await.expect("a get").as_deref(), Some(&b"1"[..]));
+        match is_frozen {
+            false => group.schedulers[leader].process.start_again().expect("it starts again"),
+            true => group.schedulers[leader].process.thaw(),
+        }
+        group.schedulers[leader].wait_serving().expect("it is a member again");
+        let next = official.current_timestamp().await.expect("a timestamp for the official client").version();
+        assert!(next > last, "{next} after {last}");
+        last = next;
+    }
+}
+
+/// What waits in the sockets of a leader while it is frozen is a request to a leader of the past.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_frozen_leader_that_wakes_up_writes_nothing() {
+    let group = SchedulerGroup::start(1, 2, 0).expect("two schedulers");
+    let cluster_id = patient(&group.endpoints()).await.cluster_id();
+    let leader = group.wait_leader().expect("a leader");
+    let frozen = &group.schedulers[leader];
+    let mut pd = PdClient::connect(format!("http://{}", frozen.address)).await.expect("a connection");
+    let header = Some(RequestHeader { cluster_id, ..Default::default() });
+    pd.is_bootstrapped(IsBootstrappedRequest { header: header.clone() }).await.expect("it leads");
+
+    frozen.process.freeze();
+    let late = tokio::spawn(async move { pd.alloc_id(AllocIdRequest { header, count: 5000 }).await });
+    group.wait_other_leader(leader).expect("another leader");
+    let mut etcd =
+        etcd_client::Client::connect(group.etcd.endpoints(), None).await.expect("a client of etcd");
+    let all = || Some(etcd_client::GetOptions::new().with_prefix());
+    let before = etcd.get("/kvasir/test/data/", all()).await.expect("the metadata");
+    frozen.process.thaw();
+    let refused = late.await.expect("no panic").expect_err("it does not lead any more");
+    assert_eq!((refused.code(), refused.message()), (tonic::Code::Unavailable, "not leader"));
+    let after = etcd.get("/kvasir/test/data/", all()).await.expect("the metadata");
+    assert_eq!(format!("{:?}", before.kvs()), format!("{:?}", after.kvs()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn etcd_may_lose_a_member_and_be_away_for_a_while() {
+    let mut group = SchedulerGroup::start(3, 2, 3).expect("three etcd members, two schedulers, three stores");
+    let client = RawClient::connect(group.endpoints()).await.expect("a client");
+    let load = TimestampLoad::start(&group.endpoints(), 2).await.expect("clients");
+    load.wait_more(SOON).expect("timestamps");
+    let scheduler = patient(&group.endpoints()).await;
+    for member in 0..3 {
+        match member % 2 {
+            0 => group.etcd.members[member].kill(),
+            _ => group.etcd.members[member].freeze(),
+        }
+        let gone = Instant::now();
+        client.put("while a member is away", "1").await.expect("a put");
+        // Longer than a lease: it must have been renewed without this member, and writes go on.
+        while gone.elapsed() < LEASE {
+            scheduler.alloc_id(1000).await.expect("ids, which are written before they are handed out");
+        }
+        let pause = load.wait_more(SOON).expect("timestamps with two of three members");
+        println!("member {member} of etcd away: longest pause of timestamps {pause:?}");
+        match member % 2 {
+            0 => group.etcd.members[member].start_again().expect("it starts again"),
+            _ => group.etcd.members[member].thaw(),
+        }
+        group.etcd.wait_healthy(&[0, 1, 2]).expect("three members");
+    }
+
+    let away = Instant::now();
+    group.etcd.members.iter().for_each(|member| member.freeze());
+    let is_known = |scheduler: &integration::cluster::group::Scheduler| {
+        scheduler.metric("scheduler_etcd_up") == Some(0.0)
+            && scheduler.metric("scheduler_is_leader") == Some(0.0)
+    };
+    wait_until("schedulers that know that etcd is away", SOON, || group.schedulers.iter().all(is_known))
+        .expect("a clear state");
+    println!("no leader {:?} after etcd froze", away.elapsed());
+    let statuses =
+        kvclient::member_statuses(&group.endpoints(), Duration::from_secs(1)).await.expect("members answer");
+    assert_eq!(statuses.len(), 2);
+    for status in statuses {
+        assert_eq!(status.obstacle.as_deref(), Some("etcd cannot be reached"), "{}", status.member.name);
+    }
+    let mut written = 0;
+    while away.elapsed() < Duration::from_secs(10) {
+        client.put(format!("key {written}"), "2").await.expect("a put needs no scheduler");
+        written += 1;
+    }
+    assert_eq!(client.get("key 0").await.expect("a get").as_deref(), Some(&b"2"[..]));
+    group.etcd.members.iter().for_each(|member| member.thaw());
+    let back = Instant::now();
+    group.wait_leader().expect("a leader");
+    println!("a leader {:?} after etcd went on; {written} puts meanwhile", back.elapsed());
+    load.wait_more(SOON).expect("timestamps");
+    group.wait_replicated().expect("reports of all stores");
+    load.finish().await.unwrap_or_else(|wrong| panic!("{wrong}"));
+}
