@@ -22,6 +22,9 @@ pub mod store;
 pub struct RegionSnapshot {
     pub snapshot: Arc<dyn Snapshot>,
     pub region: Arc<RegionMeta>,
+    /// The term in which it led; 0 without terms. A write that depends on what was read here is good in this term only:
+    /// another leader may have written before a later one.
+    pub term: u64,
 }
 
 /// Reads and writes of regions.

@@ -107,7 +107,7 @@ impl StandaloneStorage {
 
     fn snapshot(&self, ctx: &RegionContext) -> RegionResult<RegionSnapshot> {
         let region = self.check(ctx)?.clone();
-        Ok(RegionSnapshot { snapshot: self.engine.snapshot(), region })
+        Ok(RegionSnapshot { snapshot: self.engine.snapshot(), region, term: 0 })
     }
 
     /// Answers what waits, and stops. Later writes are refused.

@@ -262,11 +262,15 @@ impl Raw {
         };
         let guard = self.latches.acquire([&swap.key[..]]).await;
         let key = swap.key.clone();
-        let previous = self.read(call, 1, move |r| r.get(&key)).await?;
+        let at = storage::snapshot(&*self.storage, &call.ctx).await?;
+        let term = at.term;
+        let previous = self.read_at(at, call, 1, move |r| r.get(&key)).await?;
         if previous != swap.expected {
             return Ok(Swapped { succeeded: false, previous });
         }
-        self.write_holding(call, write, guard).await?;
+        // The latch keeps out only what comes through this store: once another has led, the key may hold something else.
+        let ctx = RegionContext { term, ..call.ctx };
+        self.write_holding(&Call { ctx, ..*call }, write, guard).await?;
         Ok(Swapped { succeeded: true, previous })
     }
 
@@ -308,6 +312,14 @@ impl Raw {
         F: Fn(&Reader<'_>) -> Result<T, RawError> + Send + 'static,
     {
         let at = storage::snapshot(&*self.storage, &call.ctx).await?;
+        self.read_at(at, call, keys, f).await
+    }
+
+    async fn read_at<T, F>(&self, at: RegionSnapshot, call: &Call, keys: usize, f: F) -> Result<T, RawError>
+    where
+        T: Send + 'static,
+        F: Fn(&Reader<'_>) -> Result<T, RawError> + Send + 'static,
+    {
         let now = call.now;
         if keys <= INLINE_READS {
             match f(&Reader { at: &at, now, tier: ReadTier::Cache }) {

@@ -19,7 +19,7 @@ mod leader_wait;
 mod raft_client;
 mod raft_server;
 mod raft_store;
-mod region_reader;
+pub mod region_reader;
 mod resolver;
 mod snap_runner;
 mod store_figures;
@@ -27,6 +27,7 @@ mod transport;
 
 use leader_wait::{LeaderWait, Request};
 pub use raft_store::RaftStore;
+pub use transport::LostStores;
 use region_reader::RegionReader;
 
 /// Reads and writes of the regions of one store.

@@ -7,8 +7,8 @@
 use std::sync::Arc;
 
 use super::transport::LostStores;
-use crate::clock;
-use crate::engine::Engine;
+use crate::clock::{self, Now};
+use crate::engine::{Engine, Snapshot};
 use crate::error::{RegionError, RegionResult};
 use crate::raftstore::meta::region_view::{RegionMeta, RegionView, ViewCell, ViewRegistry};
 use crate::storage::{RegionContext, RegionSnapshot};
@@ -23,6 +23,34 @@ pub enum Standing {
     Leader,
     /// Nobody is known to lead at the moment: worth waiting for.
     NoLeader,
+}
+
+/// A read under the lease that has its view. The steps are apart so that the simulator can put anything between them.
+pub struct Begun {
+    cell: Arc<ViewCell>,
+    view: Arc<RegionView>,
+}
+
+/// A read under the lease that has its view and its snapshot.
+pub struct Snapped {
+    begun: Begun,
+    snapshot: Arc<dyn Snapshot>,
+}
+
+impl Begun {
+    /// The view that was loaded.
+    pub fn view(&self) -> &RegionView {
+        &self.view
+    }
+}
+
+impl Snapped {
+    /// The last step, with a clock that was read after the snapshot: `None` when the lease is in doubt.
+    pub fn end(self, now: Now) -> Option<RegionSnapshot> {
+        let Begun { cell, view } = self.begun;
+        let valid = view.lease_alive(now) && cell.is_current(&view);
+        valid.then(|| RegionSnapshot { snapshot: self.snapshot, region: view.meta.clone(), term: view.term })
+    }
 }
 
 /// See the file's head.
@@ -84,15 +112,23 @@ impl RegionReader {
 
     /// A snapshot under the lease; `None` when the lease is in doubt or nobody leads.
     pub fn lease_snapshot(&self, ctx: &RegionContext) -> RegionResult<Option<RegionSnapshot>> {
+        let Some(begun) = self.begin(ctx)? else { return Ok(None) };
+        Ok(self.take_snapshot(begun).end(clock::now()))
+    }
+
+    /// The first step of a read under the lease: the view. `None` when nobody leads or the leader does not serve yet.
+    pub fn begin(&self, ctx: &RegionContext) -> RegionResult<Option<Begun>> {
         let (cell, view, standing) = self.check(ctx)?;
         if matches!(standing, Standing::NoLeader) || !view.serves {
             return Ok(None);
         }
         view.touch();
-        let snapshot = self.engine.snapshot();
-        let now = clock::now();
-        let valid = view.lease_alive(now) && cell.is_current(&view);
-        Ok(valid.then(|| RegionSnapshot { snapshot, region: view.meta.clone() }))
+        Ok(Some(Begun { cell, view }))
+    }
+
+    /// The second step: the engine's snapshot.
+    pub fn take_snapshot(&self, begun: Begun) -> Snapped {
+        Snapped { begun, snapshot: self.engine.snapshot() }
     }
 
     /// A snapshot after a confirmation: whatever was committed when that was asked for is applied here. The view must
@@ -105,7 +141,7 @@ impl RegionReader {
             }
             let snapshot = self.engine.snapshot();
             if cell.is_current(&view) {
-                return Ok(RegionSnapshot { snapshot, region: view.meta.clone() });
+                return Ok(RegionSnapshot { snapshot, region: view.meta.clone(), term: view.term });
             }
         }
         Err(RegionError::NotLeader { region_id: ctx.region_id, leader: None })
@@ -117,7 +153,6 @@ mod tests {
     use kvproto::metapb;
 
     use super::*;
-    use crate::clock::Now;
     use crate::engine::mem::MemEngine;
     use crate::engine::{Cf, ReadTier, WriteBatch, WriteOptions};
 

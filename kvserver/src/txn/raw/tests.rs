@@ -8,6 +8,8 @@ use kvproto::kvrpcpb::ApiVersion;
 use super::*;
 use crate::engine::Engine;
 use crate::engine::mem::MemEngine;
+use crate::error::RegionResult;
+use crate::raftstore::meta::region_view::RegionMeta;
 use crate::storage::standalone_storage::StandaloneStorage;
 
 fn block_on<T>(future: impl Future<Output = T>) -> T {
@@ -141,6 +143,51 @@ fn compare_and_swap_takes_its_turn_with_its_own_kind() {
     let write = raw.put(&call, &pairs(&[("k", "3")]), &[]).unwrap();
     block_on(raw.write_latched(&call, &[b("k")], write)).unwrap();
     assert_eq!(swap(Some("3"), Some("4")), swapped(true, Some("3")));
+}
+
+/// A store that led in term 7 when the snapshot was taken, and leads again in term 9 when the write comes.
+struct LedAgain(Arc<dyn Storage>);
+
+impl Storage for LedAgain {
+    fn api(&self) -> ApiVersion {
+        self.0.api()
+    }
+
+    fn region(&self, ctx: &RegionContext) -> RegionResult<Arc<RegionMeta>> {
+        self.0.region(ctx)
+    }
+
+    fn lease_snapshot(&self, ctx: &RegionContext) -> RegionResult<Option<RegionSnapshot>> {
+        Ok(self.0.lease_snapshot(ctx)?.map(|at| RegionSnapshot { term: 7, ..at }))
+    }
+
+    fn confirm(&self, ctx: &RegionContext, done: Callback<()>) {
+        self.0.confirm(ctx, done);
+    }
+
+    fn confirmed_snapshot(&self, ctx: &RegionContext) -> RegionResult<RegionSnapshot> {
+        self.0.confirmed_snapshot(ctx)
+    }
+
+    fn write(&self, ctx: &RegionContext, write: WriteSet, done: Callback<()>) {
+        match ctx.term {
+            1..9 => done.call(Err(RegionError::StaleCommand)),
+            _ => self.0.write(ctx, write, done),
+        }
+    }
+}
+
+#[test]
+fn a_compare_and_swap_holds_only_in_the_term_it_read_in() {
+    let engine: Arc<dyn Engine> = Arc::new(MemEngine::new());
+    let storage = LedAgain(StandaloneStorage::start(engine, ApiVersion::V1).unwrap());
+    let raw = Raw::new(Arc::new(storage), Arc::new(Here), 8 << 20);
+    put(&raw, &at(0), &[("k", "1")], &[]);
+    let swap = |expected| Swap { key: b("k"), expected: Some(b(expected)), new: Some(b("2")), ttl: 0 };
+    let refused = block_on(raw.compare_and_swap(&at(0), swap("1")));
+    assert!(matches!(refused, Err(RawError::Region(RegionError::StaleCommand))), "{refused:?}");
+    let found = block_on(raw.compare_and_swap(&at(0), swap("0"))).unwrap();
+    assert_eq!(found, Swapped { succeeded: false, previous: Some(b("1")) });
 }
 
 #[test]
