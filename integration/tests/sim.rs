@@ -6,7 +6,7 @@ use integration::sim::{Breakage, Class, Failure, RunOptions, run};
 const EVENTS: u64 = 10_000;
 
 fn options(seed: u64, breakage: Breakage) -> RunOptions {
-    RunOptions { seed, events: EVENTS, breakage, trace: false }
+    RunOptions { breakage, ..RunOptions::seed(seed, EVENTS) }
 }
 
 /// The first failure within `seeds` seeds.

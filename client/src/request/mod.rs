@@ -3,5 +3,5 @@
 
 pub(crate) mod command;
 pub(crate) mod plan;
-pub(crate) mod retry;
+pub mod retry;
 pub(crate) mod shard;

@@ -5,7 +5,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use integration::sim::{Breakage, Failure, RunOptions, Summary, run};
+use integration::sim::{Breakage, Failure, RunOptions, SCENARIOS, Scenario, Summary, run};
 
 #[derive(Parser)]
 #[command(name = "sim", about = "Runs simulated clusters under seeded faults and checks what they promise.")]
@@ -49,22 +49,60 @@ enum Command {
         #[arg(long, value_enum, default_value_t)]
         breakage: Breakage,
     },
+    /// Run a named plan: which faults, which load, what sizes.
+    Scenario {
+        name: String,
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// Run this many seeds, from `--seed` on.
+        #[arg(long, default_value_t = 1)]
+        seeds: u64,
+        /// Events before everything heals; by default as many as the plan says.
+        #[arg(long)]
+        events: Option<u64>,
+        /// Print every event.
+        #[arg(long)]
+        trace: bool,
+    },
+    /// List the named plans, or run so many seeds of each.
+    Scenarios {
+        #[arg(long, default_value_t = 0)]
+        seeds: u64,
+    },
     /// Run the seeds that once found a mistake.
     Regressions,
 }
 
-/// Seed and events per line; `#` begins a comment that says what the seed once found.
+/// Seed, events and, if it has one, the scenario per line; `#` begins a comment that says what the seed once found.
 const REGRESSIONS: &str = include_str!("../../seeds/regressions.txt");
 
 const NOT_REPEATED: u8 = 2;
 
 fn main() -> ExitCode {
     match Args::parse().command {
-        Command::Run { seed, events, trace, breakage } => one(RunOptions { seed, events, breakage, trace }),
+        Command::Run { seed, events, trace, breakage } => {
+            one(RunOptions { breakage, trace, ..RunOptions::seed(seed, events) })
+        }
         Command::Swarm { seeds, start, events, twice, keep_going, breakage } => {
-            let first = RunOptions { seed: start, events, breakage, trace: false };
+            let first = RunOptions { breakage, ..RunOptions::seed(start, events) };
             swarm(first, seeds, twice, keep_going)
         }
+        Command::Scenario { name, seed, seeds, events, trace } => match Scenario::named(&name) {
+            Some(scenario) => {
+                let plain = RunOptions::scenario(scenario, seed);
+                let first = RunOptions { events: events.unwrap_or(plain.events), trace, ..plain };
+                if seeds == 1 { one(first) } else { swarm(first, seeds, 0, false) }
+            }
+            None => {
+                eprintln!("there is no scenario {name}; `sim scenarios` lists them");
+                ExitCode::FAILURE
+            }
+        },
+        Command::Scenarios { seeds: 0 } => {
+            SCENARIOS.iter().for_each(|s| println!("{:40} {}", s.name, s.about));
+            ExitCode::SUCCESS
+        }
+        Command::Scenarios { seeds } => every_scenario(seeds),
         Command::Regressions => regressions(),
     }
 }
@@ -106,7 +144,7 @@ fn swarm(first: RunOptions, seeds: u64, twice: u64, keep_going: bool) -> ExitCod
     }
     println!(
         "{seeds} seeds, {} failed; {} events, {} s of virtual time, {} entries, {} operations ({} refused, {} unknown), \
-         {} crashes, {} snapshots, {} orders of the scheduler",
+         {} crashes, {} partitions, {} elections, {} snapshots, {} membership changes, {} splits, {} returns, {} schedulers, {} orders",
         failures.len(),
         total.events,
         total.virtual_ms / 1000,
@@ -115,10 +153,27 @@ fn swarm(first: RunOptions, seeds: u64, twice: u64, keep_going: bool) -> ExitCod
         total.refused,
         total.unknown,
         total.crashes,
+        total.partitions,
+        total.elections,
         total.snapshots,
+        total.conf_changes,
+        total.splits,
+        total.returns,
+        total.scheduler_changes,
         total.orders,
     );
     failures.first().map_or(ExitCode::SUCCESS, |first| ExitCode::from(first.class as u8))
+}
+
+fn every_scenario(seeds: u64) -> ExitCode {
+    for scenario in SCENARIOS {
+        print!("{}: ", scenario.name);
+        let ended = swarm(RunOptions::scenario(scenario, 1), seeds, 0, false);
+        if ended != ExitCode::SUCCESS {
+            return ended;
+        }
+    }
+    ExitCode::SUCCESS
 }
 
 fn add(total: &mut Summary, one: &Summary) {
@@ -129,6 +184,12 @@ fn add(total: &mut Summary, one: &Summary) {
     total.refused += one.refused;
     total.unknown += one.unknown;
     total.crashes += one.crashes;
+    total.partitions += one.partitions;
+    total.elections += one.elections;
+    total.conf_changes += one.conf_changes;
+    total.splits += one.splits;
+    total.returns += one.returns;
+    total.scheduler_changes += one.scheduler_changes;
     total.snapshots += one.snapshots;
     total.orders += one.orders;
 }
@@ -136,16 +197,25 @@ fn add(total: &mut Summary, one: &Summary) {
 fn regressions() -> ExitCode {
     let lines = REGRESSIONS.lines().map(|line| line.split('#').next().unwrap_or("").trim());
     for line in lines.filter(|line| !line.is_empty()) {
-        let mut numbers = line.split_whitespace().map(str::parse::<u64>);
-        let (Some(Ok(seed)), Some(Ok(events))) = (numbers.next(), numbers.next()) else {
-            eprintln!("regressions.txt: not `SEED EVENTS`: {line}");
+        let Some(options) = regression(line) else {
+            eprintln!("regressions.txt: not `SEED EVENTS [SCENARIO]`: {line}");
             return ExitCode::FAILURE;
         };
-        let options = RunOptions { seed, events, breakage: Breakage::None, trace: false };
         if let Err(failure) = run(options) {
             return report(&failure);
         }
-        println!("seed {seed}: ok");
+        println!("{line}: ok");
     }
     ExitCode::SUCCESS
+}
+
+fn regression(line: &str) -> Option<RunOptions> {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let ([seed, events], name) = words.split_first_chunk()?;
+    let plain = RunOptions::seed(seed.parse().ok()?, events.parse().ok()?);
+    match name {
+        [] => Some(plain),
+        [name] => Some(RunOptions { scenario: Some(Scenario::named(name)?), ..plain }),
+        _ => None,
+    }
 }

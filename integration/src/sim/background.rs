@@ -16,6 +16,7 @@ use kvserver::raftstore::meta::keys;
 use kvserver::raftstore::meta::region_view::RegionMeta;
 use kvserver::raftstore::meta::values::{self, ApplyState, PeerState, RegionState};
 use kvserver::raftstore::snap::SnapKey;
+use kvserver::raftstore::split_keys::{HalfWalk, Record, RecordKind, SizeWalk};
 
 use super::event::{Event, Life, SnapshotInTransit};
 use super::plan::MS;
@@ -34,6 +35,7 @@ pub enum Background {
     ApplyLog { job: Box<ApplyJob> },
     ApplyData { job: Box<ApplyJob> },
     ApplyDone { job: Box<ApplyJob> },
+    CheckSplit { region: Arc<RegionMeta>, half: bool },
     Compact { region_id: u64, from: u64, to: u64 },
     Tombstone { region_id: u64, tombstone: WriteBatch, clear: Option<Arc<RegionMeta>>, done: WriteBatch },
     RemoveLog { region_id: u64, clear: Option<Arc<RegionMeta>>, done: WriteBatch },
@@ -45,7 +47,8 @@ pub enum Background {
 #[derive(Debug)]
 pub struct ApplyJob {
     pub key: SnapKey,
-    pub region: Arc<RegionMeta>,
+    /// What is cleared first.
+    pub clear: Arc<RegionMeta>,
     pub intent: WriteBatch,
     pub log: RegionLogWrite,
     pub done: WriteBatch,
@@ -60,8 +63,8 @@ impl World {
         match task {
             Task::BuildSnapshot { region_id, .. } => self.enqueue(store, Background::Build { region_id }),
             Task::SendSnapshot { key, message } => self.send_snapshot(store, key, message),
-            Task::ApplySnapshot { key, clear: region, intent, log, done, .. } => {
-                let job = Box::new(ApplyJob { key, region, intent, log, done });
+            Task::ApplySnapshot { key, clear, intent, log, done, .. } => {
+                let job = Box::new(ApplyJob { key, clear, intent, log, done });
                 self.enqueue(store, Background::ApplyIntent { job });
             }
             Task::CompactLog { region_id, from, to } => {
@@ -70,19 +73,13 @@ impl World {
             Task::Destroy { region_id, tombstone, clear, done } => {
                 self.enqueue(store, Background::Tombstone { region_id, tombstone, clear, done });
             }
-            Task::CheckSplit { region, .. } => {
-                let (region_id, version) = (region.region.id, region.version());
-                let result = Ok(SplitCheck::default());
-                self.put_in(store, Input::SplitChecked { region_id, version, result });
-            }
-            Task::AskSplit { region, .. } => {
-                let (region_id, version) = (region.region.id, region.version());
-                self.put_in(store, Input::SplitIds { region_id, version, result: Err("no ids".into()) });
-            }
-            Task::ReportSplit { .. } => {}
+            Task::CheckSplit { region, half } => self.enqueue(store, Background::CheckSplit { region, half }),
+            Task::AskSplit { region, count } => self.ask_split(store, region.region.clone(), count),
+            Task::ReportSplit { regions } => self.report_split(store, regions),
             Task::Report(report) => self.send_report(store, *report),
             Task::AskMembership { region_id, peer_id } => {
-                let answer = match self.placement.region(region_id) {
+                let lost = self.network.loses_scheduler_message(store);
+                let answer = match self.placement.region(region_id).filter(|_| !lost) {
                     Some(region) => MembershipAnswer::Region(region.clone()),
                     None => MembershipAnswer::Unknown,
                 };
@@ -140,7 +137,7 @@ impl World {
                 let Some(content) = content else {
                     return Err(EngineError::Io(format!("snapshot {} has no files", job.key)));
                 };
-                replace_data(&engine, &job.region, &content)?;
+                replace_data(&engine, &job.clear, &content)?;
                 Some(Background::ApplyDone { job })
             }
             Background::ApplyDone { job } => {
@@ -148,6 +145,12 @@ impl World {
                 self.snapshot_in_place(store, &job.key)?;
                 let input = Input::SnapshotApplied { region_id: job.key.region_id, key: job.key };
                 self.put_in(store, input);
+                None
+            }
+            Background::CheckSplit { region, half } => {
+                let check = self.look_for_split(&engine, &region, half)?;
+                let (region_id, version) = (region.region.id, region.version());
+                self.put_in(store, Input::SplitChecked { region_id, version, result: Ok(check) });
                 None
             }
             Background::Compact { region_id, from, to } => {
@@ -192,7 +195,35 @@ impl World {
         self.stores[store].received.remove(key);
         self.stores[store].snapshot_index.insert(key.region_id, key.index);
         self.snapshots_applied += 1;
-        self.check_state(store, key.region_id, key.index)
+        self.check_state(store, key.region_id)
+    }
+
+    /// Measures a region, and finds where to cut it when it is too large or its middle is asked for.
+    fn look_for_split(
+        &self,
+        engine: &dyn Engine,
+        region: &RegionMeta,
+        half: bool,
+    ) -> Result<SplitCheck, EngineError> {
+        let content = read_content(&*engine.snapshot(), region)?;
+        let raw = content.0.iter().filter(|(cf, _)| *cf == Cf::Raw).flat_map(|(_, file)| file.iter());
+        let records: Vec<Record<'_>> = raw
+            .map(|(key, value)| {
+                let bytes = (key.len() + value.len()) as u64;
+                Record { user_key: key, bytes, kind: RecordKind::Raw }
+            })
+            .collect();
+        if half {
+            let mut walk = HalfWalk::new(region);
+            records.iter().for_each(|record| walk.add(record));
+            return Ok(walk.finish());
+        }
+        let mut walk = SizeWalk::new(region, &self.plan.split);
+        let _all = records.iter().all(|record| walk.add(record));
+        let mut found = walk.finish();
+        let room = self.plan.regions_max.saturating_sub(self.regions().len());
+        found.split_keys.truncate(room);
+        Ok(found)
     }
 
     /// Builds a snapshot from what the engine holds now.
@@ -204,8 +235,9 @@ impl World {
         let Some(region) = state.region.clone().filter(|_| state.state() == PeerState::Normal) else {
             return Ok(Err("the region is not in order".into()));
         };
-        let number = (region_id - self.first_region_id()) as usize;
-        let content = read_content(&*snapshot, &self.regions[number])?;
+        let meta = self.stores[store].region_on_disk(region_id)?.map(|(meta, _)| meta);
+        let Some(meta) = meta else { return Ok(Err("the region is gone".into())) };
+        let content = read_content(&*snapshot, &meta)?;
         let key = SnapKey { region_id, term: apply.applied_term, index: apply.applied_index };
         let manifest = Bytes::from(format!("{} files", content.0.len()));
         if let Some(process) = &mut self.stores[store].process {
@@ -236,7 +268,8 @@ impl World {
     /// A snapshot has travelled.
     pub fn on_snapshot_arrives(&mut self, transit: SnapshotInTransit) {
         let SnapshotInTransit { from, to, key, message, content } = transit;
-        let lost = !self.stores[to].is_up() || self.network.is_cut(from.store, to);
+        let broken = self.network.breaks_stream() || self.network.is_cut(from.store, to);
+        let lost = broken || !self.stores[to].is_up();
         let late = self.network.latency() + MS;
         self.tell_sent(from, &message, !lost, late);
         if !lost {

@@ -1,16 +1,22 @@
 //! Clients: each does one operation at a time on one of a few registers, and notes what it saw.
 //!
-//! A refusal means that nothing happened, and the client tries again where the error points. An unknown outcome is
+//! Owns what each client is at and the histories. How a request finds its region, and what follows a failure, is in
+//! `route`. A refusal means that nothing happened, and the client tries again; a write with an unknown outcome is
 //! noted as such and never repeated. Writes write values that nobody else ever writes.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
+use kvclient::region_cache::{Region, RegionCache};
+use kvclient::request::retry::Access;
+use kvproto::key::BoundaryForm;
 use kvserver::error::RegionError;
+use kvserver::storage::RegionContext;
 
 use super::check::linear::{Action, Operation, Value};
 use super::check::{Broken, broken, linear};
 use super::event::Event;
-use super::plan::{LoadPlan, MS, Plan};
+use super::plan::{LoadPlan, Plan};
 use super::rng::Rng;
 use super::world::World;
 
@@ -35,9 +41,7 @@ pub enum Command {
 pub struct Request {
     pub client: usize,
     pub attempt: u64,
-    pub region_id: u64,
-    /// The region version that the client knows.
-    pub version: u64,
+    pub ctx: RegionContext,
     pub key: Vec<u8>,
     pub command: Command,
 }
@@ -49,24 +53,48 @@ pub enum Outcome {
     Value(Value),
     NotSwapped(Value),
     Refused(RegionError),
-    Unknown,
+    /// Nobody took the request.
+    NotSent,
+    /// The connection broke before the answer.
+    Broken,
+    /// No answer came in time.
+    Silent,
 }
 
 /// What a client is at.
 #[derive(Debug)]
-struct Running {
-    request: Request,
+pub(super) struct Running {
+    pub request: Request,
     register: usize,
+    /// The region as the present attempt knows it.
+    pub view: Option<Arc<Region>>,
+    /// Attempts that failed.
+    pub failures: u32,
     /// When the present attempt was made.
-    started_ns: u64,
-    /// The present attempt has no answer yet.
-    asked: bool,
+    pub started_ns: u64,
+    pub deadline_ns: u64,
+    /// Something is under way that will wake the client.
+    pub waits: bool,
+    /// It carries an old region version, and must be refused.
+    pub probe: bool,
+}
+
+impl Running {
+    /// What a repetition of the request would mean.
+    pub fn access(&self) -> Access {
+        match self.request.command {
+            Command::Read => Access::Read,
+            // A value is to be written once: twice is another history.
+            Command::Put(_) | Command::Swap { .. } => Access::ConditionalWrite,
+            Command::Noise { .. } => Access::Write,
+        }
+    }
 }
 
 /// One client.
-#[derive(Debug, Default)]
-struct Client {
-    running: Option<Running>,
+pub(super) struct Client {
+    pub cache: RegionCache,
+    pub running: Option<Running>,
     /// Operations it still does once all is calm; successes count.
     left: u64,
 }
@@ -75,11 +103,8 @@ struct Client {
 pub struct Clients {
     plan: LoadPlan,
     regions: u64,
-    stores: usize,
-    rng: Rng,
-    clients: Vec<Client>,
-    /// Where each region's leader was last seen.
-    hints: Vec<Option<usize>>,
+    pub(super) rng: Rng,
+    pub(super) clients: Vec<Client>,
     histories: Vec<Vec<Operation>>,
     next_value: Value,
     next_attempt: u64,
@@ -87,21 +112,26 @@ pub struct Clients {
     forbidden: BTreeSet<Value>,
     last_seen: BTreeMap<usize, Value>,
     calm: bool,
-    /// Successful operations, refusals, unknown outcomes.
+    /// Successful operations, refused attempts, unknown outcomes.
     pub counts: [u64; 3],
 }
+
+/// Regions that a client remembers: sometimes fewer than there are.
+const CACHE_MAX: usize = 24;
+/// An operation gives up after so many times the patience for one attempt.
+const ATTEMPTS: u64 = 10;
 
 impl Clients {
     /// The clients of a plan.
     pub fn new(plan: &Plan, rng: Rng) -> Clients {
         let registers = (plan.regions * plan.load.keys) as usize;
+        let form = BoundaryForm::of_raw(plan.raft[0].api);
+        let client = |_| Client { cache: RegionCache::new(form, CACHE_MAX), running: None, left: 0 };
         Clients {
             plan: plan.load.clone(),
             regions: plan.regions,
-            stores: plan.stores.len(),
             rng,
-            clients: (0..plan.load.clients).map(|_| Client::default()).collect(),
-            hints: vec![None; plan.regions as usize],
+            clients: (0..plan.load.clients).map(client).collect(),
             histories: vec![Vec::new(); registers],
             next_value: 1,
             next_attempt: 1,
@@ -131,7 +161,10 @@ impl Clients {
     /// A client that has not finished, with what it is at.
     pub fn unfinished(&self) -> Option<String> {
         let at = self.clients.iter().position(|c| c.left > 0 || c.running.is_some())?;
-        Some(format!("client {at} has {:?}", self.clients[at]))
+        Some(format!(
+            "client {at} has {} operations left, and {:?}",
+            self.clients[at].left, self.clients[at].running
+        ))
     }
 
     /// A value that a request with an old region version carries.
@@ -141,10 +174,10 @@ impl Clients {
         value
     }
 
-    /// A random register: the number of its region and its key.
-    pub fn any_register(&mut self) -> (u64, Vec<u8>) {
+    /// The key of a random register.
+    pub fn any_register(&mut self) -> Vec<u8> {
         let register = self.rng.index(self.histories.len());
-        self.register(register)
+        self.key(register)
     }
 
     /// Checks every register's history.
@@ -152,19 +185,26 @@ impl Clients {
         self.histories.iter().enumerate().try_for_each(|(i, h)| linear::check(&format!("register {i}"), h))
     }
 
+    /// The number of the next attempt.
+    pub(super) fn attempt(&mut self) -> u64 {
+        self.next_attempt += 1;
+        self.next_attempt
+    }
+
     fn value(&mut self) -> Value {
         self.next_value += 1;
         self.next_value
     }
 
-    fn register(&self, register: usize) -> (u64, Vec<u8>) {
-        let region = register as u64 % self.regions;
-        (region, vec![Plan::prefix(region), b'k', (register as u64 / self.regions) as u8])
+    fn key(&self, register: usize) -> Vec<u8> {
+        let register = register as u64;
+        // With room for bounds between them.
+        vec![Plan::prefix(register % self.regions), b'k', (register / self.regions) as u8 * 16]
     }
 
-    fn draw(&mut self, client: usize, first_region_id: u64, version: u64) -> (usize, Request) {
+    fn draw(&mut self, client: usize, now_ns: u64) -> Running {
         let register = self.rng.index(self.histories.len());
-        let (region, mut key) = self.register(register);
+        let mut key = self.key(register);
         let kind = self.rng.below(100);
         let (reads, swaps) = (self.plan.reads, self.plan.swaps);
         let command = if kind < reads {
@@ -173,131 +213,91 @@ impl Clients {
             let expect = self.last_seen.get(&register).copied().unwrap_or(0);
             Command::Swap { expect, new: self.value() }
         } else if kind < reads + swaps + self.plan.noise {
-            key[1] = b'n';
-            Command::Noise { key: self.rng.below(self.plan.noise_keys), delete: self.rng.below(16) as u8 }
+            let noise = self.rng.below(self.plan.noise_keys);
+            (key[1], key[2]) = (b'n', noise as u8);
+            Command::Noise { key: noise, delete: self.rng.below(16) as u8 }
         } else {
             Command::Put(self.value())
         };
-        let old = self.rng.below(100) < self.plan.stale;
-        if old && let Command::Put(value) | Command::Swap { new: value, .. } = command {
+        let probe = self.rng.below(100) < self.plan.stale;
+        if probe && let Command::Put(value) | Command::Swap { new: value, .. } = command {
             self.forbidden.insert(value);
         }
-        let version = if old { version - 1 } else { version };
-        let region_id = first_region_id + region;
-        (register, Request { client, attempt: 0, region_id, version, key, command })
-    }
-
-    /// The store to ask: usually where the leader was last seen.
-    fn target(&mut self, region: usize) -> usize {
-        match self.hints[region] {
-            Some(store) if !self.rng.chance(0.2) => store,
-            _ => self.rng.index(self.stores),
+        Running {
+            request: Request { client, attempt: 0, ctx: RegionContext::default(), key, command },
+            register,
+            view: None,
+            failures: 0,
+            started_ns: 0,
+            deadline_ns: now_ns + ATTEMPTS * self.plan.patience_ns,
+            waits: false,
+            probe,
         }
     }
 }
 
 impl World {
-    /// A client begins an operation or repeats one that was refused.
+    /// A client begins an operation or goes on with one.
     pub fn on_client_wakes(&mut self, client: usize) {
-        let (first, version) = (self.first_region_id(), self.region_version());
+        let now_ns = self.now_ns;
         let c = &mut self.clients;
-        if c.clients[client].running.as_ref().is_some_and(|r| r.asked) {
+        if c.clients[client].running.as_ref().is_some_and(|r| r.waits) {
             return;
         }
         if c.clients[client].running.is_none() {
             if c.calm && c.clients[client].left == 0 {
                 return;
             }
-            let (register, request) = c.draw(client, first, version);
-            c.clients[client].running = Some(Running { request, register, started_ns: 0, asked: false });
+            c.clients[client].running = Some(c.draw(client, now_ns));
         }
-        c.next_attempt += 1;
-        let attempt = c.next_attempt;
-        let Some(running) = &mut c.clients[client].running else { return };
-        running.request.attempt = attempt;
-        (running.started_ns, running.asked) = (self.now_ns, true);
-        let request = Box::new(running.request.clone());
-        let store = c.target((request.region_id - first) as usize);
-        // When no answer comes, nobody knows what happened.
-        let gives_up = self.now_ns + self.plan.load.patience_ns;
-        self.queue.push(gives_up, Event::Response { client, attempt, outcome: Outcome::Unknown });
-        if !self.network.loses_request() {
-            let at = self.now_ns + self.network.latency();
-            self.queue.push(at, Event::RequestArrives { store, request });
-        }
+        self.route(client);
     }
 
     /// A store answers, or the client notices that it never will.
     pub fn on_response(&mut self, client: usize, attempt: u64, outcome: Outcome) {
-        let (first, version) = (self.first_region_id(), self.region_version());
-        let now_ns = self.now_ns;
-        let c = &mut self.clients;
-        let Some(running) = c.clients[client].running.take_if(|r| r.request.attempt == attempt) else {
-            return;
-        };
-        let region = (running.request.region_id - first) as usize;
-        if let Outcome::Refused(error) = &outcome {
-            c.counts[1] += 1;
-            let gives_up = matches!(error, RegionError::EpochNotMatch { .. });
-            c.hints[region] = match error {
-                RegionError::NotLeader { leader: Some(leader), .. } => Some(leader.store_id as usize - 1),
-                _ => None,
-            };
-            if !gives_up {
-                c.clients[client].running = Some(Running { asked: false, ..running });
-            }
-            let pause = c.rng.range(2, 30) * MS;
-            return self.queue.push(now_ns + pause, Event::ClientWakes(client));
-        }
+        let c = &mut self.clients.clients[client];
+        let Some(running) = c.running.take_if(|r| r.request.attempt == attempt) else { return };
         match outcome {
-            Outcome::Unknown => {
-                c.counts[2] += 1;
-                c.hints[region] = None;
+            Outcome::Done | Outcome::Value(_) | Outcome::NotSwapped(_) => {
+                c.left = c.left.saturating_sub(1);
+                self.clients.counts[0] += 1;
+                self.end_operation(client, running, Some(outcome));
             }
-            _ => {
-                c.counts[0] += 1;
-                c.clients[client].left = c.clients[client].left.saturating_sub(1);
-            }
+            failure => self.after_failure(client, running, failure),
         }
-        let verdict = c.note(&running, &outcome, now_ns, version);
-        self.judge(verdict);
-        let think = {
-            let (low, high) = self.clients.plan.think_ns;
-            self.clients.rng.range(low, high)
-        };
-        self.queue.push(now_ns + think, Event::ClientWakes(client));
     }
 
-    /// The version every region has.
-    pub fn region_version(&self) -> u64 {
-        self.plan.regions
+    /// Notes how an operation ended (`None`: nobody knows), and lets the client think.
+    pub(super) fn end_operation(&mut self, client: usize, running: Running, outcome: Option<Outcome>) {
+        let verdict = self.clients.note(&running, outcome.as_ref(), self.now_ns);
+        self.judge(verdict);
+        self.think(client);
+    }
+
+    /// The client's next operation comes after a while.
+    pub(super) fn think(&mut self, client: usize) {
+        let (low, high) = self.clients.plan.think_ns;
+        let think = self.clients.rng.range(low, high);
+        self.queue.push(self.now_ns + think, Event::ClientWakes(client));
     }
 }
 
 impl Clients {
     /// Notes an operation in its register's history.
-    fn note(
-        &mut self,
-        running: &Running,
-        outcome: &Outcome,
-        now_ns: u64,
-        version: u64,
-    ) -> Result<(), Broken> {
+    fn note(&mut self, running: &Running, outcome: Option<&Outcome>, now_ns: u64) -> Result<(), Broken> {
         let request = &running.request;
+        if running.probe && outcome.is_some() {
+            let what = format!("{request:?} with an old region version was served: {outcome:?}");
+            return broken("epoch", what);
+        }
         let action = match (&request.command, outcome) {
             (Command::Noise { .. }, _) => return Ok(()),
-            (Command::Read, Outcome::Value(v)) => Action::Read(*v),
+            (Command::Read, Some(Outcome::Value(v))) => Action::Read(*v),
             (Command::Read, _) => return Ok(()),
             (Command::Put(v), _) => Action::Write(*v),
-            (Command::Swap { .. }, Outcome::NotSwapped(v)) => Action::SwapFailed(*v),
+            (Command::Swap { .. }, Some(Outcome::NotSwapped(v))) => Action::SwapFailed(*v),
             (Command::Swap { expect, new }, _) => Action::Swap { expect: *expect, new: *new },
         };
-        if request.version < version && *outcome != Outcome::Unknown {
-            return broken(
-                "epoch",
-                format!("{request:?} with an old region version was served: {outcome:?}"),
-            );
-        }
         if let Action::Read(v) | Action::SwapFailed(v) = action {
             self.last_seen.insert(running.register, v);
             if self.forbidden.contains(&v) {
@@ -307,7 +307,7 @@ impl Clients {
         } else if let Action::Write(v) | Action::Swap { new: v, .. } = action {
             self.last_seen.insert(running.register, v);
         }
-        let end = (*outcome != Outcome::Unknown).then_some(now_ns);
+        let end = outcome.map(|_| now_ns);
         self.histories[running.register].push(Operation { start: running.started_ns, end, action });
         Ok(())
     }

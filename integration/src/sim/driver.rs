@@ -5,13 +5,14 @@
 //! it, apply tasks, background tasks. An inline store does nothing else while a write is under way; a threaded one
 //! goes on and finds the completion in its inbox.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 use kvserver::engine::log_store::LogStore;
 use kvserver::engine::{Engine, EngineError, WriteBatch, WriteOptions};
-use kvserver::raftstore::apply::{Applied, ApplyTask};
+use kvserver::raftstore::apply::{AdminOutcome, Applied, ApplyTask};
 use kvserver::raftstore::message::write_set::{self, Entry};
 use kvserver::raftstore::message::{Input, Output, PeerMessage, WriteSet};
+use kvserver::raftstore::meta::values::INITIAL_STATE;
 use raft::eraftpb;
 
 use super::breakage::Breakage;
@@ -244,9 +245,19 @@ impl World {
             return self.violate("driver", format!("store {store}: apply write: {error}"));
         }
         // The batch holds the effects of all: the engine shows a region as its last outcome left it.
-        let reached: BTreeMap<u64, u64> = outcomes.iter().map(|a| (a.region_id, a.index)).collect();
-        for (region_id, index) in reached {
-            let checked = self.check_state(store, region_id, index);
+        let born = outcomes.iter().flat_map(|a| &a.admin).filter_map(|admin| match admin {
+            AdminOutcome::Split { children, .. } => Some(children.iter().filter(|c| !c.skipped)),
+            AdminOutcome::ChangePeer { .. } | AdminOutcome::CompactLog { .. } => None,
+        });
+        let born: Vec<u64> = born.flatten().map(|child| child.meta.region.id).collect();
+        for region_id in &born {
+            // Its log begins as if with a snapshot.
+            let begins = INITIAL_STATE.applied_index;
+            self.stores[store].snapshot_index.insert(*region_id, begins);
+        }
+        let reached: BTreeSet<u64> = outcomes.iter().map(|a| a.region_id).chain(born).collect();
+        for region_id in reached {
+            let checked = self.check_state(store, region_id);
             self.judge_engine(checked);
         }
         for applied in outcomes {
@@ -271,6 +282,7 @@ impl World {
                 self.break_entries(entries);
                 for entry in entries.iter() {
                     let hash = hash_of(entry);
+                    let known = self.checks.commit.len();
                     self.trace_hash = fold(self.trace_hash, hash);
                     let verdict =
                         self.checks.commit.on_entry(store, *region_id, (entry.index, entry.term), hash);
@@ -278,9 +290,13 @@ impl World {
                         self.judge(verdict);
                         return None;
                     }
+                    let changes = entry.entry_type == eraftpb::EntryType::EntryConfChange;
+                    self.conf_changes += u64::from(changes && self.checks.commit.len() > known);
                 }
                 if self.breakage == Breakage::EpochAtApply {
-                    entries.iter_mut().for_each(|entry| renew(entry, self.plan.regions));
+                    let found = self.stores[store].region_on_disk(*region_id);
+                    let version = found.ok().flatten().map_or(0, |(meta, _)| meta.version());
+                    entries.iter_mut().for_each(|entry| renew(entry, version));
                 }
             }
             ApplyTask::Remove { .. } => {}
@@ -301,41 +317,38 @@ impl World {
     }
 
     /// Compares a store's data of a region with what others had at the same index.
-    pub fn check_state(&mut self, store: usize, region_id: u64, index: u64) -> Result<(), EngineError> {
-        let number = region_id - self.first_region_id();
-        let meta = &self.regions[number as usize];
-        let hash = state::hash_of(&self.stores[store].engine, meta)?;
+    pub fn check_state(&mut self, store: usize, region_id: u64) -> Result<(), EngineError> {
+        let Some((meta, apply)) = self.stores[store].region_on_disk(region_id)? else { return Ok(()) };
+        let verdict = self.checks.epoch.on_region(store, &meta.region);
+        self.judge(verdict);
+        let hash = state::hash_of(&self.stores[store].engine, &meta)?;
         self.trace_hash = fold(self.trace_hash, hash);
-        let verdict = self.checks.state.on_state(store, region_id, index, hash);
+        let verdict = self.checks.state.on_state(store, region_id, apply.applied_index, hash);
         self.judge(verdict);
         Ok(())
     }
 
     /// Looks at what the store has just published.
     fn check_views(&mut self, store: usize) {
-        for number in 0..self.regions.len() {
-            let region_id = self.first_region_id() + number as u64;
-            let Some(process) = &self.stores[store].process else { return };
-            let Some((_, view)) = process.views.get(region_id) else { continue };
-            if !view.is_leader() {
-                continue;
-            }
-            let led = self.checks.coverage.on_leader(region_id, view.term, view.peer.id);
+        let views = self.stores[store].views();
+        let live = views.iter().map(|view| &*view.meta).filter(|meta| !meta.region.peers.is_empty());
+        let apart = self.checks.coverage.on_live(store, live);
+        self.judge(apart);
+        for view in views.iter().filter(|view| view.is_leader()) {
+            let led = self.checks.coverage.on_leader(view.meta.region.id, view.term, view.peer.id);
             self.judge(led);
-            let claims: Vec<Claim> =
-                (0..self.stores.len()).filter_map(|other| self.claim(other, region_id)).collect();
-            let exclusive = lease::check(region_id, claims);
-            self.judge(exclusive);
         }
+        let claims: Vec<Claim> = (0..self.stores.len()).flat_map(|other| self.claims(other)).collect();
+        self.judge(lease::check(claims));
     }
 
-    /// Whether a store would serve a read of the region under its lease at this instant.
-    fn claim(&self, store: usize, region_id: u64) -> Option<Claim> {
+    /// What a store would serve under its leases at this instant.
+    fn claims(&self, store: usize) -> impl Iterator<Item = Claim> {
         let s = &self.stores[store];
-        let process = s.process.as_ref().filter(|_| s.runs(self.now_ns))?;
-        let (_, view) = process.views.get(region_id)?;
-        let alive = view.serves && view.lease_alive(s.mode.clock.read(self.now_ns));
-        alive.then_some(Claim { store, term: view.term })
+        let now = s.mode.clock.read(self.now_ns);
+        let views = if s.runs(self.now_ns) { s.views() } else { Vec::new() };
+        let alive = views.into_iter().filter(move |view| view.serves && view.lease_alive(now));
+        alive.map(move |view| Claim::new(store, view.term, &view.meta))
     }
 
     /// True when the event is for a life that is over.
@@ -352,7 +365,7 @@ fn hash_of(entry: &eraftpb::Entry) -> u64 {
 /// Seals a write again, for the present region version: what an applier without the epoch check would see.
 fn renew(entry: &mut eraftpb::Entry, version: u64) {
     if let Ok(Entry::Write { region_version, ops }) = write_set::decode(&entry.data)
-        && region_version != version
+        && region_version < version
     {
         let mut write = WriteSet::default();
         for op in ops.flatten() {

@@ -7,7 +7,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::sync::Arc;
 
-use kvproto::pdpb;
+use kvproto::{metapb, pdpb};
 use kvserver::raftstore::message::{Input, PeerMessage};
 use kvserver::raftstore::snap::SnapKey;
 
@@ -61,9 +61,16 @@ pub enum Event {
     /// The engine flushes by itself.
     Flush(Life),
     Restart(usize),
+    /// A store that was away is back.
+    Return(usize),
 
     /// A client begins an operation, or tries again.
     ClientWakes(usize),
+    /// The scheduler's answer about a key reaches a client.
+    ClientLocates {
+        client: usize,
+        attempt: u64,
+    },
     RequestArrives {
         store: usize,
         request: Box<Request>,
@@ -84,9 +91,23 @@ pub enum Event {
         from: usize,
         request: Box<pdpb::RegionHeartbeatRequest>,
     },
+    /// A leader's wish for ids reaches the scheduler.
+    AskSplit {
+        life: Life,
+        region: Box<metapb::Region>,
+        count: u32,
+    },
+    /// What a split made reaches the scheduler.
+    ReportSplit(Vec<metapb::Region>),
     StoreHeartbeat(Life),
+    /// An order of the scheduler reaches a store, perhaps long after it was given.
+    Order {
+        store: usize,
+        order: Box<pdpb::RegionHeartbeatResponse>,
+    },
     SchedulerTick,
-    SchedulerRestart,
+    /// Another scheduler leads from now on.
+    SchedulerTakesOver,
 
     Nemesis,
     /// All links are whole again.
@@ -116,10 +137,15 @@ impl Event {
             Event::RegionHeartbeat { from, .. } => 0xf00 + *from as u64,
             Event::StoreHeartbeat(life) => 0x1000 + life.store as u64,
             Event::SchedulerTick => 0x1100,
-            Event::SchedulerRestart => 0x1200,
+            Event::SchedulerTakesOver => 0x1200,
             Event::Nemesis => 0x1300,
             Event::Probe => 0x1400,
             Event::Mend => 0x1500,
+            Event::Order { store, .. } => 0x1600 + *store as u64,
+            Event::Return(store) => 0x1700 + *store as u64,
+            Event::AskSplit { life, .. } => 0x1900 + life.store as u64,
+            Event::ReportSplit(regions) => 0x1a00 + regions.len() as u64,
+            Event::ClientLocates { client, .. } => 0x1800 + *client as u64,
         }
     }
 }

@@ -5,9 +5,10 @@
 //! cluster must come to rest with every operation finished and all replicas equal. Checkers (`check/`) see outputs
 //! only. Running a seed twice gives the same trace; a failing seed prints the line that replays it.
 //!
-//! `plan` draws everything from the seed; `world` is the loop; `driver` steps a store, `background` does its slow
-//! tasks, `recovery` starts it after a crash, `serve` answers its requests; `client`, `nemesis` and `placement` are
-//! the others in the world; `breakage` names the deliberate mistakes that the checkers must catch.
+//! `plan` draws everything from the seed, `scenario` has named plans; `world` is the loop; `driver` steps a store,
+//! `background` does its slow tasks, `recovery` starts it after a crash, `serve` answers its requests; `client` with
+//! `route`, `nemesis` and `placement` are the others in the world; `breakage` names the deliberate mistakes that the checkers
+//! must catch.
 //!
 //! Absent, on purpose: operating system time, threads, unordered maps, files, sockets.
 
@@ -25,7 +26,9 @@ pub mod placement;
 pub mod plan;
 pub mod recovery;
 pub mod rng;
+pub mod route;
 pub mod run;
+pub mod scenario;
 pub mod serve;
 pub mod settled;
 pub mod store;
@@ -33,3 +36,4 @@ pub mod world;
 
 pub use breakage::Breakage;
 pub use run::{Class, Failure, RunOptions, Summary, run};
+pub use scenario::{SCENARIOS, Scenario};

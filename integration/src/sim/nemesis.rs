@@ -1,74 +1,57 @@
-//! Faults: crashes, power cuts, pauses, partitions, unwelcome orders, wrong hints.
+//! Faults: crashes, power cuts, pauses, partitions, long absences, unwelcome orders, wrong hints, lost schedulers.
 //!
 //! Each fault lasts a while and ends by itself. The budget: at any time most stores run, except that a power cut
 //! may hit all of them at once; what is on a disk stays there.
 
+use bytes::Bytes;
 use kvproto::metapb;
 use kvserver::engine::Cf;
-use kvserver::raftstore::message::input::ChangePeerKind;
+use kvserver::raftstore::message::input::{ChangePeerKind, SplitRequest};
 use kvserver::raftstore::message::peer_message::Payload;
-use kvserver::raftstore::message::{Input, PeerMessage, RegionCommand, WriteSet};
+use kvserver::raftstore::message::{Callback, Input, PeerMessage, RegionCommand, RegionContext, WriteSet};
 use kvserver::raftstore::meta::region_view::RegionView;
 use raft::eraftpb;
 
+use super::breakage::Breakage;
 use super::event::Event;
-use super::plan::MS;
+use super::plan::{Fault, MS, draw_drift};
+use super::store::Store;
 use super::world::World;
-
-/// The kinds of faults.
-#[derive(Clone, Copy, Debug)]
-enum Fault {
-    Crash,
-    PowerCut,
-    Pause,
-    Partition,
-    Transfer,
-    Membership,
-    Scheduler,
-    FalseHint,
-    StaleEntry,
-}
 
 impl World {
     /// Strikes, and sets the time of the next strike.
     pub fn on_nemesis(&mut self) {
-        if self.healed {
+        if self.healed || self.struck >= self.plan.faults.at_most {
             return;
         }
         let (low, high) = self.plan.faults.every_ns;
         let next = self.now_ns + self.nemesis_rng.range(low, high);
         self.queue.push(next, Event::Nemesis);
-        match self.draw_fault() {
+        let fault = self.draw_fault();
+        self.struck += u64::from(fault.is_some());
+        match fault {
             Some(Fault::Crash) => self.crash_one(),
             Some(Fault::PowerCut) => self.cut_power(),
             Some(Fault::Pause) => self.pause_one(),
             Some(Fault::Partition) => self.partition(),
             Some(Fault::Transfer) => self.transfer_leader(),
             Some(Fault::Membership) => self.change_members(),
-            Some(Fault::Scheduler) => self.queue.push(self.now_ns, Event::SchedulerRestart),
+            Some(Fault::Scheduler) => self.replace_scheduler(),
             Some(Fault::FalseHint) => self.give_false_hint(),
             Some(Fault::StaleEntry) => self.forge_stale_entry(),
+            Some(Fault::StoreAway) => self.send_away(),
+            Some(Fault::Drift) => self.change_drift(),
+            Some(Fault::Split) => self.split_one(),
             None => {}
         }
     }
 
     fn draw_fault(&mut self) -> Option<Fault> {
-        let f = &self.plan.faults;
-        let weights = [
-            (Fault::Crash, f.crash),
-            (Fault::PowerCut, f.power_cut),
-            (Fault::Pause, f.pause),
-            (Fault::Partition, f.partition),
-            (Fault::Transfer, f.transfer),
-            (Fault::Membership, f.membership),
-            (Fault::Scheduler, f.scheduler),
-            (Fault::FalseHint, f.false_hint),
-            (Fault::StaleEntry, f.stale_entry),
-        ];
+        let weights = &self.plan.faults.weights;
         let mut at = self.nemesis_rng.below(weights.iter().map(|(_, w)| w).sum());
-        weights.into_iter().find_map(|(fault, weight)| {
-            if at < weight {
-                return Some(fault);
+        weights.iter().find_map(|(fault, weight)| {
+            if at < *weight {
+                return Some(*fault);
             }
             at -= weight;
             None
@@ -88,7 +71,8 @@ impl World {
 
     /// A store that may be taken out without leaving less than a majority.
     fn victim(&mut self) -> Option<usize> {
-        let out = self.stores.iter().filter(|s| !s.runs(self.now_ns)).count();
+        let is_out = |(at, s): &(usize, &Store)| !s.runs(self.now_ns) || self.network.is_away(*at);
+        let out = self.stores.iter().enumerate().filter(is_out).count();
         let store = self.target();
         let may = (out + 1) * 2 < self.stores.len() && self.stores[store].runs(self.now_ns);
         may.then_some(store)
@@ -120,6 +104,42 @@ impl World {
         }
     }
 
+    /// Takes a store away until its replicas have been replaced: its process is gone, or nobody reaches it.
+    fn send_away(&mut self) {
+        let Some(store) = self.victim() else { return };
+        if self.stores.len() <= self.plan.max_replicas {
+            return;
+        }
+        let (low, high) = self.plan.faults.away_ns;
+        let back = self.now_ns + self.nemesis_rng.range(low, high);
+        match self.nemesis_rng.below(3) {
+            0 => self.network.set_away(store, true),
+            kind => self.crash(store, kind == 1),
+        }
+        self.queue.push(back, Event::Return(store));
+    }
+
+    /// A store that was away is back.
+    pub fn on_return(&mut self, store: usize) {
+        self.returns += 1;
+        self.network.set_away(store, false);
+        self.start(store);
+    }
+
+    fn change_drift(&mut self) {
+        let (store, drift) = (self.nemesis_rng.index(self.stores.len()), draw_drift(&mut self.nemesis_rng));
+        if self.breakage != Breakage::SlowClock {
+            self.stores[store].mode.clock.set_drift(self.now_ns, drift);
+        }
+    }
+
+    /// The scheduler's leader is gone; another one takes over at once or after a while.
+    fn replace_scheduler(&mut self) {
+        let gap = if self.nemesis_rng.chance(0.5) { MS } else { self.nemesis_rng.range(200, 5_000) * MS };
+        self.on_scheduler_lost();
+        self.queue.push(self.now_ns + gap, Event::SchedulerTakesOver);
+    }
+
     /// The stores that this one's messages do not reach take its process for gone.
     fn seem_lost(&mut self, store: usize) {
         let store_id = self.stores[store].id;
@@ -149,6 +169,11 @@ impl World {
                 }
             }
         }
+        if self.nemesis_rng.chance(0.3) {
+            let lonely = self.nemesis_rng.chance(0.5);
+            (0..n).filter(|store| side[*store] == lonely).for_each(|store| self.network.cut_scheduler(store));
+        }
+        self.partitions += 1;
         // Broken connections look like a lost process to the other side.
         if self.nemesis_rng.chance(0.6) {
             for store in (0..n).filter(|store| side[*store]) {
@@ -161,18 +186,42 @@ impl World {
     }
 
     /// A leader that serves, with its view of the region.
-    fn any_leader(&mut self) -> Option<(usize, std::sync::Arc<RegionView>)> {
-        let region_id = self.first_region_id() + self.nemesis_rng.below(self.regions.len() as u64);
+    pub(super) fn any_leader(&mut self) -> Option<(usize, std::sync::Arc<RegionView>)> {
         let first = self.nemesis_rng.index(self.stores.len());
-        (0..self.stores.len()).map(|i| (first + i) % self.stores.len()).find_map(|store| {
-            let (_, view) = self.stores[store].process.as_ref()?.views.get(region_id)?;
-            (view.is_leader() && view.serves).then_some((store, view))
-        })
+        let (store, mut led) =
+            (0..self.stores.len()).map(|i| (first + i) % self.stores.len()).find_map(|at| {
+                let mut views = self.stores[at].views();
+                views.retain(|view| view.is_leader() && view.serves);
+                (!views.is_empty()).then_some((at, views))
+            })?;
+        Some((store, led.swap_remove(self.nemesis_rng.index(led.len()))))
     }
 
     fn order(&mut self, store: usize, view: &RegionView, command: RegionCommand) {
         let epoch = view.meta.region.region_epoch.unwrap_or_default();
         self.put_in(store, Input::Command { region_id: view.meta.region.id, epoch, command });
+    }
+
+    /// Divides a region at random keys, or asks for it to be divided in half.
+    fn split_one(&mut self) {
+        let Some((store, view)) = self.any_leader() else { return };
+        if self.regions().len() >= self.plan.regions_max {
+            return;
+        }
+        let rng = &mut self.nemesis_rng;
+        let mut keys: Vec<Bytes> = (0..rng.range(1, 3)).map(|_| self.plan.any_key(rng)).collect();
+        keys.retain(|key| view.meta.contains(key));
+        if keys.is_empty() || rng.chance(0.2) {
+            return self.order(store, &view, RegionCommand::Split { boundaries: Vec::new() });
+        }
+        let (region, peer_id) = (&view.meta.region, view.peer.id);
+        let ctx = RegionContext {
+            region_id: region.id,
+            version: view.meta.version(),
+            peer_id,
+            ..Default::default()
+        };
+        self.put_in(store, Input::Split(SplitRequest { ctx, keys, done: Callback::none() }));
     }
 
     fn transfer_leader(&mut self) {
@@ -198,7 +247,7 @@ impl World {
             Some(peer) if voters > 2 => (ChangePeerKind::Remove, peer),
             Some(_) => return,
             None => {
-                let id = self.placement.next_id();
+                let Some(id) = self.placement.next_id() else { return };
                 let voter = self.nemesis_rng.chance(0.3);
                 let kind = if voter { ChangePeerKind::AddVoter } else { ChangePeerKind::AddLearner };
                 (kind, metapb::Peer { id, store_id, ..Default::default() })
@@ -226,8 +275,8 @@ impl World {
     /// apply must refuse it.
     fn forge_stale_entry(&mut self) {
         let Some((store, view)) = self.any_leader() else { return };
-        let (region, key) = self.clients.any_register();
-        if self.first_region_id() + region != view.meta.region.id {
+        let key = self.clients.any_register();
+        if !view.meta.contains(&key) {
             return;
         }
         let mut write = WriteSet::default();
@@ -239,10 +288,8 @@ impl World {
         let epoch = view.meta.region.region_epoch.unwrap_or_default();
         let payload = Payload::Raft(Box::new(m));
         let (region_id, from) = (view.meta.region.id, view.peer);
-        self.put_in(
-            store,
-            Input::Raft(PeerMessage { region_id, from, to: from, epoch, range: None, payload }),
-        );
+        let message = PeerMessage { region_id, from, to: from, epoch, range: None, payload };
+        self.put_in(store, Input::Raft(message));
     }
 
     /// Everything comes back and works from now on.

@@ -12,6 +12,10 @@ pub struct Network {
     stores: usize,
     /// `cut[from * stores + to]`.
     cut: Vec<bool>,
+    /// Stores that reach no other store and no scheduler, for long.
+    away: Vec<bool>,
+    /// Stores that do not reach the scheduler.
+    no_scheduler: Vec<bool>,
     /// Last arrival per link, for networks that keep the order.
     last: Vec<u64>,
     healed: bool,
@@ -24,12 +28,42 @@ impl Network {
     /// A network of `stores` stores without cuts.
     pub fn new(plan: NetworkPlan, stores: usize, rng: Rng) -> Network {
         let links = stores * stores;
-        Network { plan, rng, stores, cut: vec![false; links], last: vec![0; links], healed: false }
+        let (away, no_scheduler) = (vec![false; stores], vec![false; stores]);
+        Network {
+            plan,
+            rng,
+            stores,
+            cut: vec![false; links],
+            away,
+            no_scheduler,
+            last: vec![0; links],
+            healed: false,
+        }
     }
 
     /// Whether messages from one store reach the other.
     pub fn is_cut(&self, from: usize, to: usize) -> bool {
-        self.cut[from * self.stores + to]
+        self.cut[from * self.stores + to] || self.away[from] || self.away[to]
+    }
+
+    /// Takes a store off the network between stores, or puts it back.
+    pub fn set_away(&mut self, store: usize, away: bool) {
+        self.away[store] = away;
+    }
+
+    /// Whether a store is off the network between stores.
+    pub fn is_away(&self, store: usize) -> bool {
+        self.away[store]
+    }
+
+    /// Cuts a store off from the scheduler until links are mended.
+    pub fn cut_scheduler(&mut self, store: usize) {
+        self.no_scheduler[store] = true;
+    }
+
+    /// Whether a message between a store and the scheduler gets lost.
+    pub fn loses_scheduler_message(&mut self, store: usize) -> bool {
+        self.no_scheduler[store] || self.away[store] || self.loses_request()
     }
 
     /// Cuts or mends one direction of a link.
@@ -37,25 +71,27 @@ impl Network {
         self.cut[from * self.stores + to] = cut;
     }
 
-    /// Mends every link.
+    /// Mends every link; stores that are away stay away.
     pub fn mend_all(&mut self) {
         self.cut.fill(false);
+        self.no_scheduler.fill(false);
     }
 
     /// From now on nothing is lost, doubled or late.
     pub fn heal(&mut self) {
         self.mend_all();
+        self.away.fill(false);
         self.healed = true;
     }
 
     /// When a message sent now arrives.
     pub fn send(&mut self, now_ns: u64, from: usize, to: usize) -> Arrivals {
-        let link = from * self.stores + to;
+        let (link, cut) = (from * self.stores + to, self.is_cut(from, to));
         let latency = self.latency();
         let lost = !self.healed && self.rng.chance(self.plan.loss);
         let doubled = !self.healed && self.rng.chance(self.plan.duplicate);
         let again = self.latency() * 3;
-        if self.cut[link] || lost {
+        if cut || lost {
             return [None, None];
         }
         let mut at = now_ns + latency;
@@ -74,7 +110,12 @@ impl Network {
         self.rng.range(low, high) + extra
     }
 
-    /// Whether a message between a client or the scheduler and a store gets lost.
+    /// Whether a snapshot's stream breaks.
+    pub fn breaks_stream(&mut self) -> bool {
+        self.rng.chance(self.plan.loss) && !self.healed
+    }
+
+    /// Whether a message between a client and a store gets lost.
     pub fn loses_request(&mut self) -> bool {
         self.rng.chance(self.plan.client_loss) && !self.healed
     }

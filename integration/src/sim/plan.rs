@@ -5,8 +5,10 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use kvproto::kvrpcpb::ApiVersion;
 use kvserver::raftstore::RaftConfig;
+use kvserver::raftstore::split_keys::SplitLimits;
 
 use super::clock::StoreClock;
 use super::rng::Rng;
@@ -53,21 +55,46 @@ pub struct DiskPlan {
     pub task_ns: (u64, u64),
 }
 
+/// The kinds of faults.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// A process dies, perhaps together with its machine.
+    Crash,
+    /// All machines lose power at once.
+    PowerCut,
+    /// A process or its machine is stopped for a while; its clock goes on.
+    Pause,
+    /// Links are cut, one way or both.
+    Partition,
+    /// Leadership is handed on.
+    Transfer,
+    /// A member is added, promoted or removed.
+    Membership,
+    /// The scheduler's leader is replaced, with or without a gap; orders of the old one may still arrive.
+    Scheduler,
+    /// A store is told that another is gone, or back.
+    FalseHint,
+    /// An entry made for an old region version gets into a log.
+    StaleEntry,
+    /// A store is away for so long that its replicas are replaced, and then comes back with its old data.
+    StoreAway,
+    /// The rate of a clock changes, within what is promised.
+    Drift,
+    /// A region is divided.
+    Split,
+}
+
 /// Faults: nanoseconds between two, and the weight of each kind.
 #[derive(Clone, Debug)]
 pub struct FaultPlan {
     pub every_ns: (u64, u64),
-    pub crash: u64,
-    pub power_cut: u64,
-    pub pause: u64,
-    pub partition: u64,
-    pub transfer: u64,
-    pub membership: u64,
-    pub scheduler: u64,
-    pub false_hint: u64,
-    pub stale_entry: u64,
+    pub weights: Vec<(Fault, u64)>,
+    /// Faults in all.
+    pub at_most: u64,
     /// How long a fault lasts, nanoseconds.
     pub lasts_ns: (u64, u64),
+    /// How long a store is away, nanoseconds.
+    pub away_ns: (u64, u64),
 }
 
 /// The load.
@@ -94,7 +121,12 @@ pub struct LoadPlan {
 #[derive(Clone, Debug)]
 pub struct Plan {
     pub seed: u64,
+    /// Regions at the start.
     pub regions: u64,
+    /// With so many regions none is divided any more.
+    pub regions_max: usize,
+    /// A larger region is divided without being asked.
+    pub split: SplitLimits,
     pub max_replicas: usize,
     pub stores: Vec<StoreMode>,
     pub raft: Vec<Arc<RaftConfig>>,
@@ -109,13 +141,21 @@ pub struct Plan {
 impl Plan {
     /// The plan of a seed.
     pub fn draw(seed: u64) -> Plan {
+        Plan::draw_with(seed, None)
+    }
+
+    /// The plan of a seed, with a number of stores from and to.
+    pub fn draw_with(seed: u64, stores: Option<(u64, u64)>) -> Plan {
         let mut rng = Rng::new(seed, 0);
-        let stores: Vec<StoreMode> = (0..rng.range(3, 5)).map(|_| draw_store(&mut rng)).collect();
+        let (low, high) = stores.unwrap_or((3, 5));
+        let stores: Vec<StoreMode> = (0..rng.range(low, high)).map(|_| draw_store(&mut rng)).collect();
         let raft = draw_raft(&mut rng, seed, stores.len());
         let max_replicas = if stores.len() == 5 && rng.chance(0.3) { 5 } else { 3 };
         Plan {
             seed,
             regions: rng.range(1, 3),
+            regions_max: Rng::new(seed, 8).range(6, 16) as usize,
+            split: draw_split(seed),
             max_replicas,
             stores,
             raft,
@@ -128,6 +168,26 @@ impl Plan {
         }
     }
 
+    /// Logs lose their old entries so early that whoever was away for a moment needs a snapshot.
+    pub fn keep_logs_short(&mut self) {
+        for raft in &mut self.raft {
+            let short = RaftConfig {
+                log_gc_ticks: 2,
+                log_gc_threshold: 4,
+                log_gc_count_limit: 24,
+                ..(**raft).clone()
+            };
+            *raft = Arc::new(short);
+        }
+    }
+
+    /// A key where a region may be divided: often one that is in use.
+    pub fn any_key(&self, rng: &mut Rng) -> Bytes {
+        let kind = [b'k', b'n', b'f', b'z'][rng.index(4)];
+        let last = if rng.chance(0.5) { rng.below(8) * 16 } else { rng.below(256) };
+        Bytes::from(vec![Plan::prefix(rng.below(self.regions)), kind, last as u8])
+    }
+
     /// First byte of the keys of the region with this number.
     pub fn prefix(region: u64) -> u8 {
         b'a' + region as u8
@@ -135,12 +195,16 @@ impl Plan {
 }
 
 fn draw_store(rng: &mut Rng) -> StoreMode {
-    let drift = rng.range(0, 20_000) as i64 - 10_000;
     StoreMode {
         inline: rng.chance(0.5),
         turn_delay_ns: if rng.chance(0.5) { 0 } else { rng.log_range(US, 500 * US) },
-        clock: StoreClock { offset_ns: rng.range(0, 3_600_000) * MS, drift_ppm: drift },
+        clock: StoreClock::new(rng.range(0, 3_600_000) * MS, draw_drift(rng)),
     }
+}
+
+/// A rate within what leases allow for, parts per million above that of true time.
+pub fn draw_drift(rng: &mut Rng) -> i64 {
+    rng.range(0, 20_000) as i64 - 10_000
 }
 
 fn draw_raft(rng: &mut Rng, seed: u64, stores: usize) -> Vec<Arc<RaftConfig>> {
@@ -153,6 +217,9 @@ fn draw_raft(rng: &mut Rng, seed: u64, stores: usize) -> Vec<Arc<RaftConfig>> {
         log_gc_ticks: rng.range(2, 40),
         log_gc_threshold: rng.log_range(4, 64),
         log_gc_count_limit: rng.log_range(24, 512),
+        right_derive_when_split: seed.is_multiple_of(2),
+        split_check_ticks: 20,
+        split_check_diff: 64 << (seed % 5),
         report_ticks: rng.range(10, 60),
         stale_check_ticks: rng.range(30, 100),
         ..Default::default()
@@ -163,9 +230,18 @@ fn draw_raft(rng: &mut Rng, seed: u64, stores: usize) -> Vec<Arc<RaftConfig>> {
     (0..stores).map(|store| Arc::new(RaftConfig { seed: seed_of(store), ..common.clone() })).collect()
 }
 
+/// In one of three runs regions of a few keys are too large.
+fn draw_split(seed: u64) -> SplitLimits {
+    if !seed.is_multiple_of(3) {
+        return SplitLimits::default();
+    }
+    let split_bytes = Rng::new(seed, 9).range(40, 160);
+    SplitLimits { split_bytes, max_bytes: split_bytes * 3 / 2, ..Default::default() }
+}
+
 fn draw_network(rng: &mut Rng) -> NetworkPlan {
     let low = rng.log_range(20 * US, 2 * MS);
-    let mut rare = |most: f64| if rng.chance(0.5) { 0.0 } else { most * rng.below(1000) as f64 / 1000.0 };
+    let mut rare = |most: f64| if rng.chance(0.5) { 0.0 } else { rng.share(most) };
     let (loss, duplicate, straggle, client_loss) = (rare(0.15), rare(0.1), rare(0.02), rare(0.05));
     NetworkPlan {
         latency_ns: (low, low * rng.range(1, 8)),
@@ -192,24 +268,32 @@ fn draw_disk(rng: &mut Rng) -> DiskPlan {
 }
 
 fn draw_faults(rng: &mut Rng) -> FaultPlan {
+    use Fault::*;
     let every = rng.log_range(50 * MS, 800 * MS);
     let lasts = rng.log_range(10 * MS, 800 * MS);
     let mut weight = |most: u64| if rng.chance(0.35) { 0 } else { rng.range(1, most) };
-    let (crash, power_cut, pause, partition) = (weight(10), weight(2), weight(6), weight(10));
-    let (transfer, membership, scheduler) = (weight(6), weight(6), weight(2));
-    let (false_hint, stale_entry) = (weight(4), weight(2));
+    let most = [
+        (Crash, 10),
+        (PowerCut, 2),
+        (Pause, 6),
+        (Partition, 10),
+        (Transfer, 6),
+        (Membership, 6),
+        (Scheduler, 2),
+        (FalseHint, 4),
+        (StaleEntry, 2),
+        (Drift, 2),
+    ];
+    let mut weights = most.map(|(fault, most)| (fault, weight(most))).to_vec();
+    // Rarely: while a store is away, few others may fail.
+    weights.push((StoreAway, u64::from(rng.chance(0.15))));
+    weights.push((Split, if rng.chance(0.4) { 0 } else { rng.range(1, 10) }));
     FaultPlan {
         every_ns: (every, every * 4),
-        crash,
-        power_cut,
-        pause,
-        partition,
-        transfer,
-        membership,
-        scheduler,
-        false_hint,
-        stale_entry,
+        weights,
+        at_most: u64::MAX,
         lasts_ns: (lasts, lasts * rng.range(2, 10)),
+        away_ns: (12_000 * MS, 25_000 * MS),
     }
 }
 

@@ -19,6 +19,8 @@ use kvserver::raftstore::meta::values::{PeerState, RegionState};
 use kvserver::raftstore::op::snapshot::snapshot_states;
 use kvserver::raftstore::raftstore::ShardOptions;
 use kvserver::raftstore::snap::SnapKey;
+use kvserver::storage::raft_storage::LostStores;
+use kvserver::storage::raft_storage::region_reader::RegionReader;
 
 use super::background::{SYNC, clear_data, replace_data};
 use super::event::Event;
@@ -56,6 +58,11 @@ impl World {
             return self.violate("driver", format!("store {store}: crash: {error}"));
         }
         self.crashes += 1;
+        if power_cut && self.nemesis_rng.chance(0.5) {
+            // The whole machine starts again, and with it the clock that leases are measured by.
+            let shown = self.nemesis_rng.range(0, 3_600_000) * MS;
+            self.stores[store].mode.clock.restart(self.now_ns, shown);
+        }
         self.drop_requests(attempts.into_values());
         self.tell_others_of(store, false);
     }
@@ -89,7 +96,7 @@ impl World {
         let verdict = self.checks.coverage.on_records(store, &found);
         self.judge(verdict);
         for f in found.iter().filter(|f| f.state.state() == PeerState::Normal) {
-            self.check_state(store, f.meta.region.id, f.apply.applied_index)?;
+            self.check_state(store, f.meta.region.id)?;
         }
         let now = self.stores[store].mode.clock.read(self.now_ns);
         let s = &mut self.stores[store];
@@ -106,6 +113,7 @@ impl World {
         s.process = Some(Process {
             shard,
             applier: Applier::new(BoundaryForm::of_raw(self.plan.raft[store].api)),
+            reader: RegionReader::new(s.id, Arc::new(s.engine.clone()), views.clone(), LostStores::default()),
             views,
             inbox: VecDeque::new(),
             out: Output::default(),

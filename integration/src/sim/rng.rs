@@ -58,6 +58,11 @@ impl Rng {
         ((self.draw() >> 11) as f64) < p * (1u64 << 53) as f64
     }
 
+    /// A number in `[0, most)`.
+    pub fn share(&mut self, most: f64) -> f64 {
+        most * self.below(1000) as f64 / 1000.0
+    }
+
     /// A number in `[low, high]` whose logarithm is evenly spread: small ones are as likely as large ones.
     pub fn log_range(&mut self, low: u64, high: u64) -> u64 {
         let low = low.max(1);

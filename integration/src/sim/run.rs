@@ -5,6 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use super::breakage::Breakage;
 use super::check::Broken;
 use super::plan::{MS, Plan};
+use super::scenario::Scenario;
 use super::world::World;
 
 /// Virtual time in which a healed cluster must come to rest.
@@ -16,9 +17,23 @@ pub struct RunOptions {
     pub seed: u64,
     /// Events of the first phase.
     pub events: u64,
+    /// `None` is the plan that the seed alone stands for.
+    pub scenario: Option<&'static Scenario>,
     pub breakage: Breakage,
     /// Print every event.
     pub trace: bool,
+}
+
+impl RunOptions {
+    /// A seed without anything special.
+    pub fn seed(seed: u64, events: u64) -> RunOptions {
+        RunOptions { seed, events, scenario: None, breakage: Breakage::None, trace: false }
+    }
+
+    /// A seed of a scenario, with as many events as that wants.
+    pub fn scenario(scenario: &'static Scenario, seed: u64) -> RunOptions {
+        RunOptions { scenario: Some(scenario), ..RunOptions::seed(seed, scenario.events) }
+    }
 }
 
 /// What went wrong, by the exit code of the program that reports it.
@@ -37,6 +52,8 @@ pub enum Class {
 pub struct Failure {
     pub seed: u64,
     pub events: u64,
+    /// The scenario's name.
+    pub scenario: Option<&'static str>,
     pub class: Class,
     pub checker: String,
     pub what: String,
@@ -47,9 +64,10 @@ pub struct Failure {
 
 impl std::fmt::Display for Failure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Failure { seed, events, class, checker, what, at_event, at_ms } = self;
+        let Failure { seed, events, scenario, class, checker, what, at_event, at_ms } = self;
         writeln!(f, "seed {seed}: {class:?} [{checker}] at event {at_event} ({at_ms} ms): {what}")?;
-        write!(f, "replay: cargo run -p integration --bin sim -- run --seed {seed} --events {events}")
+        let command = scenario.map_or("run".to_string(), |name| format!("scenario {name}"));
+        write!(f, "replay: cargo run -p integration --bin sim -- {command} --seed {seed} --events {events}")
     }
 }
 
@@ -63,6 +81,13 @@ pub struct Summary {
     pub refused: u64,
     pub unknown: u64,
     pub crashes: u64,
+    pub partitions: u64,
+    pub regions: u64,
+    pub splits: u64,
+    pub elections: u64,
+    pub conf_changes: u64,
+    pub returns: u64,
+    pub scheduler_changes: u64,
     pub snapshots: u64,
     pub orders: u64,
     /// Equal for equal runs.
@@ -81,6 +106,7 @@ pub fn run(options: RunOptions) -> Result<Summary, Failure> {
     Err(Failure {
         seed: options.seed,
         events: options.events,
+        scenario: options.scenario.map(|s| s.name),
         class,
         checker: broken.checker.to_string(),
         what: broken.what,
@@ -97,7 +123,7 @@ fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
 
 fn run_world(options: RunOptions, at: &mut (u64, u64)) -> Result<Summary, (Class, Broken)> {
     let safety = |broken| (Class::Safety, broken);
-    let plan = Plan::draw(options.seed);
+    let plan = options.scenario.map_or_else(|| Plan::draw(options.seed), |s| s.plan(options.seed));
     let mut world = World::new(plan, options.breakage, options.trace)
         .map_err(|what| safety(Broken { checker: "start", what }))?;
     let step = |world: &mut World, at: &mut (u64, u64)| {
@@ -138,6 +164,13 @@ fn summary(world: &World) -> Summary {
         refused,
         unknown,
         crashes: world.crashes,
+        partitions: world.partitions,
+        regions: world.regions().len() as u64,
+        splits: world.checks.epoch.regions() as u64 - world.plan.regions,
+        elections: world.checks.coverage.elections(),
+        conf_changes: world.conf_changes,
+        returns: world.returns,
+        scheduler_changes: world.placement.changes,
         snapshots: world.snapshots_applied,
         orders: world.placement.orders,
         trace_hash: world.trace_hash,

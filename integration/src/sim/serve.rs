@@ -1,19 +1,19 @@
 //! What a store's request tasks do: the same steps in the same order as the real ones, with room for others in
 //! between.
 //!
-//! A read loads the region's view, takes an engine snapshot, then reads the clock and loads the view again; it is
-//! served under the lease only when the view is still the newest and the lease alive. Otherwise it asks for a
-//! confirmation first. Commands that write hold the key's latch from before their snapshot until the outcome of
-//! their write is known.
+//! Reads go through the store's own `RegionReader`, a step at a time: the view, the engine's snapshot, then the clock
+//! and the view again. When the lease is in doubt they ask for a confirmation first. Commands that write hold the key's
+//! latch from before their snapshot until the outcome of their write is known.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
-use kvserver::engine::{Cf, Engine, ReadTier, Snapshot};
+use kvserver::engine::{Cf, Engine, ReadTier};
 use kvserver::error::{RegionError, RegionResult};
 use kvserver::raftstore::message::{Callback, Input, Propose, ReadRequest, WriteSet};
-use kvserver::raftstore::meta::region_view::{RegionView, ViewCell};
-use kvserver::storage::RegionContext;
+use kvserver::raftstore::meta::region_view::{RegionMeta, RegionView};
+use kvserver::storage::raft_storage::region_reader::{Begun, RegionReader, Snapped};
+use kvserver::storage::{RegionContext, RegionSnapshot};
 
 use super::breakage::Breakage;
 use super::check::lease::{self, Claim};
@@ -21,18 +21,21 @@ use super::check::linear::Value;
 use super::client::{Command, Outcome, Request};
 use super::event::{Event, Life};
 use super::plan::MS;
+use super::store::Process;
 use super::world::World;
 
 /// Where a request stands.
 enum Phase {
     Begin,
     /// The view is loaded.
-    TakeSnapshot(Arc<ViewCell>, Arc<RegionView>),
-    /// The snapshot is taken under this view.
-    CheckLease(Arc<ViewCell>, Arc<RegionView>, Arc<dyn Snapshot>),
+    TakeSnapshot(Begun),
+    /// The snapshot is taken.
+    CheckLease(Snapped),
+    /// The snapshot is taken and nobody looks whether it may be used.
+    Trust(RegionSnapshot),
     /// Waits for the shard: a confirmation, or the fate of a write.
-    Confirming(Arc<RegionView>),
-    Confirmed(Arc<RegionView>),
+    Confirming,
+    Confirmed,
     Writing,
 }
 
@@ -55,8 +58,7 @@ impl World {
         let (client, attempt) = (request.client, request.attempt);
         let life = self.stores[store].life();
         let Some(process) = &mut self.stores[store].process else {
-            let refused = RegionError::ServerIsBusy { reason: "connection refused".into() };
-            return self.respond(client, attempt, Outcome::Refused(refused));
+            return self.respond(client, attempt, Outcome::NotSent);
         };
         if !matches!(request.command, Command::Read) {
             let key = request.key.clone();
@@ -118,125 +120,109 @@ impl World {
     }
 
     fn step_request(&mut self, store: usize, request: &Request, phase: Phase) -> RegionResult<Next> {
+        let ctx = &self.context(store, request);
+        let Some(process) = &self.stores[store].process else { return Ok(Next::Answer(Outcome::Broken)) };
+        let reader: &RegionReader = &process.reader;
         match phase {
-            Phase::Begin => {
-                let (cell, view) = self.load_view(store, request)?;
-                if !view.is_leader() {
-                    let leader = view.leader;
-                    return Err(RegionError::NotLeader { region_id: request.region_id, leader });
-                }
-                view.touch();
-                if is_blind(request) {
-                    return Ok(self.write(store, request, &view));
-                }
-                Ok(Next::Go(Phase::TakeSnapshot(cell, view)))
+            Phase::Begin if is_blind(request) => {
+                // What is only checked at propose must be refused there too: every other blind write goes through to it.
+                let region = match request.attempt.is_multiple_of(2) {
+                    true => view_of(process, ctx.region_id)?.meta.clone(),
+                    false => reader.region(ctx)?,
+                };
+                self.write(store, request, *ctx, &region)
             }
-            Phase::TakeSnapshot(cell, view) => {
-                let snapshot = self.stores[store].engine.snapshot();
-                Ok(Next::Go(Phase::CheckLease(cell, view, snapshot)))
+            Phase::Begin => match reader.begin(ctx)? {
+                Some(begun) => Ok(Next::Go(Phase::TakeSnapshot(begun))),
+                None => Ok(self.confirm(store, request, *ctx)),
+            },
+            Phase::TakeSnapshot(begun) if self.breakage == Breakage::StaleLease => {
+                let (snapshot, view) = (self.stores[store].engine.snapshot(), begun.view());
+                let at = RegionSnapshot { snapshot, region: view.meta.clone(), term: view.term };
+                Ok(Next::Go(Phase::Trust(at)))
             }
-            Phase::CheckLease(cell, view, snapshot) => {
-                let now = self.stores[store].mode.clock.read(self.now_ns);
-                let trusting = self.breakage == Breakage::StaleLease;
-                let served = view.serves && (trusting || (cell.is_current(&view) && view.lease_alive(now)));
-                if served {
-                    let claim = Claim { store, term: view.term };
-                    let newest = self.checks.commit.newest_term(request.region_id);
-                    self.judge(lease::check_read(request.region_id, claim, newest));
-                    return self.answer_from(store, request, &view, &*snapshot);
+            Phase::TakeSnapshot(begun) => Ok(Next::Go(Phase::CheckLease(reader.take_snapshot(begun)))),
+            Phase::CheckLease(snapped) => {
+                match snapped.end(self.stores[store].mode.clock.read(self.now_ns)) {
+                    Some(at) => self.answer_under_lease(store, request, *ctx, &at),
+                    None => Ok(self.confirm(store, request, *ctx)),
                 }
-                Ok(self.confirm(store, request, view))
             }
-            Phase::Confirmed(view) => {
-                let (_, now) = self.load_view(store, request)?;
-                if !now.serves {
-                    return Err(RegionError::NotLeader { region_id: request.region_id, leader: None });
-                }
-                if now.peer.id != view.peer.id || now.term != view.term {
-                    return Err(RegionError::StaleCommand);
-                }
-                let snapshot = self.stores[store].engine.snapshot();
-                self.answer_from(store, request, &view, &*snapshot)
+            Phase::Trust(at) => self.answer_under_lease(store, request, *ctx, &at),
+            Phase::Confirmed => {
+                let at = reader.confirmed_snapshot(ctx)?;
+                self.answer_from(store, request, *ctx, &at)
             }
-            phase @ (Phase::Confirming(_) | Phase::Writing) => Ok(Next::Wait(phase)),
+            phase @ (Phase::Confirming | Phase::Writing) => Ok(Next::Wait(phase)),
         }
     }
 
-    fn load_view(&self, store: usize, request: &Request) -> RegionResult<(Arc<ViewCell>, Arc<RegionView>)> {
-        let region_id = request.region_id;
-        let process = self.stores[store].process.as_ref();
-        let found = process.and_then(|p| p.views.get(region_id));
-        let (cell, view) = found.ok_or(RegionError::RegionNotFound { region_id })?;
-        if view.meta.region.peers.is_empty() {
-            return Err(RegionError::RegionNotInitialized { region_id });
-        }
-        // What is only checked at propose must be refused there too: every other blind write goes through to it.
-        let unchecked = is_blind(request) && request.attempt.is_multiple_of(2);
-        let careless = unchecked || self.breakage == Breakage::EpochAtPropose;
-        if view.meta.version() != request.version && !careless {
-            return Err(RegionError::EpochNotMatch { current: vec![view.meta.region.clone()] });
-        }
-        Ok((cell, view))
-    }
-
-    fn context(&self, request: &Request, view: &RegionView) -> RegionContext {
-        let careless = self.breakage == Breakage::EpochAtPropose;
-        RegionContext {
-            region_id: request.region_id,
-            version: if careless { view.meta.version() } else { request.version },
-            peer_id: view.peer.id,
-            // A blind write is as good in any term.
-            term: if is_blind(request) { 0 } else { view.term },
-            ..Default::default()
+    /// Where the request is for, as the store takes it.
+    fn context(&self, store: usize, request: &Request) -> RegionContext {
+        let process =
+            self.stores[store].process.as_ref().filter(|_| self.breakage == Breakage::EpochAtPropose);
+        match process.and_then(|p| p.views.get(request.ctx.region_id)) {
+            Some((_, view)) => RegionContext { version: view.meta.version(), ..request.ctx },
+            None => request.ctx,
         }
     }
 
-    fn confirm(&mut self, store: usize, request: &Request, view: Arc<RegionView>) -> Next {
+    fn confirm(&mut self, store: usize, request: &Request, ctx: RegionContext) -> Next {
         let done = self.callback(store, request.attempt);
-        let ctx = self.context(request, &view);
         self.put_in(store, Input::Read(ReadRequest { ctx, done }));
-        Next::Wait(Phase::Confirming(view))
+        Next::Wait(Phase::Confirming)
+    }
+
+    fn answer_under_lease(
+        &mut self,
+        store: usize,
+        request: &Request,
+        ctx: RegionContext,
+        at: &RegionSnapshot,
+    ) -> RegionResult<Next> {
+        let newest = self.checks.commit.newest_term(ctx.region_id);
+        let claim = Claim::new(store, at.term, &at.region);
+        self.judge(lease::check_read(&claim, newest));
+        self.answer_from(store, request, ctx, at)
     }
 
     fn answer_from(
         &mut self,
         store: usize,
         request: &Request,
-        view: &RegionView,
-        snapshot: &dyn Snapshot,
+        ctx: RegionContext,
+        at: &RegionSnapshot,
     ) -> RegionResult<Next> {
-        let stored = snapshot.get(Cf::Raw, &request.key, ReadTier::All);
+        check_key(&at.region, &request.key)?;
+        let stored = at.snapshot.get(Cf::Raw, &request.key, ReadTier::All);
         let stored = stored.map_err(|e| RegionError::ServerIsBusy { reason: e.to_string() })?;
         let value = stored.map_or(0, |bytes| decode(&bytes));
         match request.command {
-            Command::Swap { expect, .. } if expect == value => Ok(self.write(store, request, view)),
+            Command::Swap { expect, .. } if expect == value => {
+                // What was read holds in the term it was read in.
+                let ctx = RegionContext { term: at.term, ..ctx };
+                self.write(store, request, ctx, &at.region)
+            }
             Command::Swap { .. } => Ok(Next::Answer(Outcome::NotSwapped(value))),
             _ => Ok(Next::Answer(Outcome::Value(value))),
         }
     }
 
-    fn write(&mut self, store: usize, request: &Request, view: &RegionView) -> Next {
-        let mut write = WriteSet::default();
-        let value = |v: Value| v.to_be_bytes();
-        match request.command {
-            Command::Put(v) | Command::Swap { new: v, .. } => write.put(Cf::Raw, &request.key, &[&value(v)]),
-            Command::Noise { key, delete } => {
-                let noise = |key: u64| [request.key[0], b'n', key as u8];
-                match delete {
-                    0 => write.delete_range(Cf::Raw, &noise(key), &noise(key + 4)),
-                    1..4 => write.delete(Cf::Raw, &noise(key)),
-                    _ => {
-                        write.put(Cf::Raw, &noise(key), &[&value(request.attempt)]);
-                        write.put(Cf::Raw, &noise(key + 1), &[&value(request.attempt), b"and more"]);
-                    }
-                }
-            }
-            Command::Read => {}
+    fn write(
+        &mut self,
+        store: usize,
+        request: &Request,
+        ctx: RegionContext,
+        region: &RegionMeta,
+    ) -> RegionResult<Next> {
+        // A probe is to be refused for its version, not for its key.
+        if ctx.version == region.version() {
+            check_key(region, &request.key)?;
         }
+        let write = write_of(request, region);
         let done = self.callback(store, request.attempt);
-        let ctx = self.context(request, view);
         self.put_in(store, Input::Propose(Propose { ctx, write, done }));
-        Next::Wait(Phase::Writing)
+        Ok(Next::Wait(Phase::Writing))
     }
 
     /// A callback that leaves its result for [`World::drain_replies`].
@@ -264,13 +250,12 @@ impl World {
         let Some(process) = &mut self.stores[life.store].process else { return };
         let Some(mut at) = process.attempts.remove(&attempt) else { return };
         match (std::mem::replace(&mut at.phase, Phase::Writing), result) {
-            (Phase::Confirming(view), Ok(())) => {
-                at.phase = Phase::Confirmed(view);
+            (Phase::Confirming, Ok(())) => {
+                at.phase = Phase::Confirmed;
                 process.attempts.insert(attempt, at);
                 self.on_request_step(life, attempt);
             }
             (_, Ok(())) => self.finish(life.store, at, Outcome::Done),
-            (_, Err(RegionError::Undetermined(_))) => self.finish(life.store, at, Outcome::Unknown),
             (_, Err(error)) => self.finish(life.store, at, Outcome::Refused(error)),
         }
     }
@@ -278,7 +263,7 @@ impl World {
     /// The process is gone: its clients see their connections break.
     pub fn drop_requests(&mut self, attempts: impl IntoIterator<Item = Attempt>) {
         for at in attempts {
-            self.respond(at.request.client, at.request.attempt, Outcome::Unknown);
+            self.respond(at.request.client, at.request.attempt, Outcome::Broken);
         }
     }
 }
@@ -286,6 +271,51 @@ impl World {
 /// Writes that do not depend on what they find.
 fn is_blind(request: &Request) -> bool {
     matches!(request.command, Command::Put(_) | Command::Noise { .. })
+}
+
+fn view_of(process: &Process, region_id: u64) -> RegionResult<Arc<RegionView>> {
+    process.views.get(region_id).map(|(_, view)| view).ok_or(RegionError::RegionNotFound { region_id })
+}
+
+fn check_key(region: &RegionMeta, key: &[u8]) -> RegionResult<()> {
+    if region.contains(key) {
+        return Ok(());
+    }
+    Err(RegionError::KeyNotInRegion {
+        key: Bytes::copy_from_slice(key),
+        region_id: region.region.id,
+        start_key: region.start.clone(),
+        end_key: region.end.clone(),
+    })
+}
+
+/// The write of a command, as far as it is about keys of the region.
+fn write_of(request: &Request, region: &RegionMeta) -> WriteSet {
+    let mut write = WriteSet::default();
+    let value = |v: Value| v.to_be_bytes();
+    match request.command {
+        Command::Put(v) | Command::Swap { new: v, .. } => write.put(Cf::Raw, &request.key, &[&value(v)]),
+        Command::Noise { key, delete } => {
+            let noise = |key: u64| [request.key[0], b'n', key as u8];
+            match delete {
+                0 => {
+                    let end = Bytes::copy_from_slice(&noise(key + 4));
+                    let inside = region.end.is_empty() || end < region.end;
+                    write.delete_range(Cf::Raw, &request.key, if inside { &end } else { &region.end });
+                }
+                1..4 => write.delete(Cf::Raw, &request.key),
+                _ => {
+                    write.put(Cf::Raw, &request.key, &[&value(request.attempt)]);
+                    let second = noise(key + 1);
+                    if region.contains(&second) {
+                        write.put(Cf::Raw, &second, &[&value(request.attempt), b"and more"]);
+                    }
+                }
+            }
+        }
+        Command::Read => {}
+    }
+    write
 }
 
 fn decode(bytes: &Bytes) -> Value {

@@ -1,8 +1,8 @@
 //! Liveness: once everything is healed the cluster comes to rest in bounded time.
 //!
-//! At rest: every client is done and no store owes an answer; every region has a serving leader and exactly the wanted voters; each of them has
-//! applied the same index and holds the same data; no store has a peer that is no member; the leaders' ranges
-//! cover all keys.
+//! At rest: every client is done and no store owes an answer; every region has a serving leader and exactly the wanted
+//! voters; each of them has applied the same index and holds the same data; no store has a peer that is no member or
+//! has no data; the leaders' ranges cover every key once; and the scheduler knows all that.
 
 use kvproto::metapb::{PeerRole, Region};
 
@@ -21,14 +21,18 @@ impl World {
             return Some(format!("store {} has requests that it does not answer", store.id));
         }
         let mut covered = Vec::new();
-        for number in 0..self.regions.len() {
-            let region_id = self.first_region_id() + number as u64;
+        for region_id in self.regions() {
             match self.region_unsettled(region_id) {
-                Ok(region) => covered.push((region.start_key, region.end_key)),
+                Ok(region) => covered.push(region),
                 Err(why) => return Some(format!("region {region_id}: {why}")),
             }
         }
-        (!coverage::covers_all(covered)).then(|| "the leaders do not cover all keys".to_string())
+        if let Some(region) = covered.iter().find(|region| self.placement.region(region.id) != Some(region)) {
+            let known = self.placement.region(region.id);
+            return Some(format!("the scheduler takes {region:?} for {known:?}"));
+        }
+        let ranges = covered.into_iter().map(|region| (region.start_key, region.end_key));
+        (!coverage::tiles(ranges.collect())).then(|| "the leaders do not cover every key once".to_string())
     }
 
     fn region_unsettled(&mut self, region_id: u64) -> Result<Region, String> {
@@ -63,7 +67,7 @@ impl World {
                     ));
                 }
                 (Ok(_), Some(_)) => {
-                    let checked = self.check_state(store, region_id, status.last_index);
+                    let checked = self.check_state(store, region_id);
                     self.judge_engine(checked);
                 }
                 (Ok(s), None) => {
@@ -81,8 +85,7 @@ impl World {
     /// A peer that stopped for good: it found what it must never find.
     pub fn check_stopped(&mut self) {
         for store in 0..self.stores.len() {
-            for number in 0..self.regions.len() {
-                let region_id = self.first_region_id() + number as u64;
+            for region_id in self.regions() {
                 let status = self.stores[store].process.as_ref().map(|p| p.shard.status(region_id));
                 if let Some(Ok(status)) = status
                     && let Some(reason) = &status.stopped

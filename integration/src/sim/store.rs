@@ -3,12 +3,18 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+use kvproto::key::BoundaryForm;
+use kvserver::engine::EngineError;
 use kvserver::engine::mem::MemEngine;
 use kvserver::raftstore::Shard;
 use kvserver::raftstore::apply::{Applier, ApplyTask};
 use kvserver::raftstore::message::{Input, LogBatch, Output};
-use kvserver::raftstore::meta::region_view::ViewRegistry;
+use kvserver::raftstore::meta::keys;
+use kvserver::raftstore::meta::region_view::{RegionMeta, RegionView, ViewRegistry};
+use kvserver::raftstore::meta::values::{self, ApplyState, PeerState, RegionState};
 use kvserver::raftstore::snap::SnapKey;
+use kvserver::raftstore::util::region;
+use kvserver::storage::raft_storage::region_reader::RegionReader;
 
 use super::background::{Background, SnapContent};
 use super::disk::SimLog;
@@ -21,6 +27,7 @@ pub struct Store {
     /// Its id in the cluster; its position in the world plus 1.
     pub id: u64,
     pub mode: StoreMode,
+    form: BoundaryForm,
     pub engine: MemEngine,
     pub log: Arc<SimLog>,
     /// Received snapshots, complete and on the disk.
@@ -39,6 +46,7 @@ pub struct Process {
     pub shard: Shard,
     pub applier: Applier,
     pub views: Arc<ViewRegistry>,
+    pub reader: RegionReader,
     pub inbox: VecDeque<Input>,
     pub out: Output,
     pub turn_scheduled: bool,
@@ -60,10 +68,11 @@ pub struct Process {
 
 impl Store {
     /// A new store with an empty disk.
-    pub fn new(position: usize, mode: StoreMode, lying_disk: bool) -> Store {
+    pub fn new(position: usize, mode: StoreMode, form: BoundaryForm, lying_disk: bool) -> Store {
         Store {
             id: position as u64 + 1,
             mode,
+            form,
             engine: MemEngine::new(),
             log: SimLog::new(lying_disk),
             received: BTreeMap::new(),
@@ -72,6 +81,27 @@ impl Store {
             paused_until_ns: 0,
             process: None,
         }
+    }
+
+    /// The newest views of its peers, by region.
+    pub fn views(&self) -> Vec<Arc<RegionView>> {
+        let Some(process) = &self.process else { return Vec::new() };
+        process.shard.regions().filter_map(|id| Some(process.views.get(id)?.1)).collect()
+    }
+
+    /// A region as the engine's records describe it, and how far it is applied; `None` without data.
+    pub fn region_on_disk(&self, region_id: u64) -> Result<Option<(RegionMeta, ApplyState)>, EngineError> {
+        let state: Option<RegionState> =
+            values::load(&self.engine, &keys::region_state(region_id), "region state")?;
+        let apply: Option<ApplyState> =
+            values::load(&self.engine, &keys::apply_state(region_id), "apply state")?;
+        let (Some(state), Some(apply)) = (state, apply) else { return Ok(None) };
+        let region = match (state.state(), state.region) {
+            (PeerState::Normal, Some(region)) => region,
+            _ => return Ok(None),
+        };
+        let meta = region::meta(region, self.form).map_err(|e| EngineError::Corrupt(e.to_string()))?;
+        Ok(Some((meta, apply)))
     }
 
     /// The present life.

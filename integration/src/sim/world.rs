@@ -1,5 +1,6 @@
 //! The world: everything there is, and the loop that lets the next thing happen.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use kvproto::key::BoundaryForm;
@@ -9,14 +10,13 @@ use kvserver::engine::{Engine, EngineError};
 use kvserver::error::RegionResult;
 use kvserver::raftstore::bootstrap;
 use kvserver::raftstore::message::Input;
-use kvserver::raftstore::meta::region_view::RegionMeta;
-use kvserver::raftstore::util::region;
 use parking_lot::Mutex;
 
 use super::background::SYNC;
 use super::breakage::Breakage;
 use super::check::commit::CommitChecker;
 use super::check::coverage::CoverageChecker;
+use super::check::epoch::EpochChecker;
 use super::check::state::StateChecker;
 use super::check::{Broken, Verdict};
 use super::client::Clients;
@@ -33,6 +33,7 @@ pub struct Checks {
     pub commit: CommitChecker,
     pub state: StateChecker,
     pub coverage: CoverageChecker,
+    pub epoch: EpochChecker,
 }
 
 /// Results of callbacks that nobody has looked at yet.
@@ -50,14 +51,17 @@ pub struct World {
     pub work: Rng,
     pub nemesis_rng: Rng,
     pub stores: Vec<Store>,
-    /// The regions' ranges; they never change.
-    pub regions: Vec<Arc<RegionMeta>>,
     pub placement: Placement,
     pub clients: Clients,
     pub replies: Replies,
     pub checks: Checks,
     pub healed: bool,
     pub next_task: u64,
+    /// Faults so far, and some kinds of them.
+    pub struck: u64,
+    pub partitions: u64,
+    pub returns: u64,
+    pub conf_changes: u64,
     pub crashes: u64,
     pub snapshots_applied: u64,
     pub trace_hash: u64,
@@ -80,19 +84,17 @@ impl World {
         let regions: Vec<Region> = (0..plan.regions)
             .map(|number| first_region(&plan, number, choose.below(count as u64) + 1))
             .collect();
+        let form = BoundaryForm::of_raw(plan.raft[0].api);
         let lying = matches!(breakage, Breakage::AckBeforePersist | Breakage::LostEntries);
         let mut stores: Vec<Store> =
-            plan.stores.iter().enumerate().map(|(i, mode)| Store::new(i, *mode, lying)).collect();
+            plan.stores.iter().enumerate().map(|(i, mode)| Store::new(i, *mode, form, lying)).collect();
         if breakage == Breakage::SlowClock {
-            stores[0].mode.clock.drift_ppm = -600_000;
+            stores[0].mode.clock.set_drift(0, -600_000);
         }
-        let form = BoundaryForm::of_raw(plan.raft[0].api);
         for region in &regions {
             write_first_records(&stores[region.peers[0].store_id as usize - 1], region)
                 .map_err(|e| e.to_string())?;
         }
-        let metas = regions.iter().map(|r| region::meta(r.clone(), form).map(Arc::new));
-        let metas = metas.collect::<Result<Vec<_>, _>>().map_err(|e| e.to_string())?;
         let mut world = World {
             breakage,
             now_ns: MS,
@@ -103,13 +105,16 @@ impl World {
             work: stream(6),
             nemesis_rng: stream(4),
             stores,
-            regions: metas,
             placement: Placement::new(&plan, &regions)?,
             clients: Clients::new(&plan, stream(3)),
             replies: Replies::default(),
             checks: Checks::default(),
             healed: false,
             next_task: 0,
+            struck: 0,
+            partitions: 0,
+            returns: 0,
+            conf_changes: 0,
             crashes: 0,
             snapshots_applied: 0,
             trace_hash: plan.seed,
@@ -131,9 +136,9 @@ impl World {
         self.queue.push(PROBE_NS, Event::Probe);
     }
 
-    /// Id of the region with the lowest keys; the others follow.
-    pub fn first_region_id(&self) -> u64 {
-        FIRST_REGION
+    /// Every region that some running store has a peer of.
+    pub fn regions(&self) -> BTreeSet<u64> {
+        self.stores.iter().filter_map(|s| s.process.as_ref()).flat_map(|p| p.shard.regions()).collect()
     }
 
     /// Notes what a checker says.
@@ -189,6 +194,7 @@ impl World {
             Event::Deliver { to, .. } => Some(*to),
             Event::RequestArrives { store, .. } => Some(*store),
             Event::SnapshotArrives(transit) => Some(transit.to),
+            Event::Order { store, .. } => Some(*store),
             _ => life.map(|life| life.store),
         };
         if let Some(store) = store
@@ -219,13 +225,18 @@ impl World {
             }
             Event::Restart(store) => self.start(store),
             Event::ClientWakes(client) => self.on_client_wakes(client),
+            Event::ClientLocates { client, attempt } => self.on_client_locates(client, attempt),
             Event::RequestArrives { store, request } => self.on_request(store, request),
             Event::RequestStep { life, attempt } => self.on_request_step(life, attempt),
             Event::Response { client, attempt, outcome } => self.on_response(client, attempt, outcome),
             Event::RegionHeartbeat { request, .. } => self.on_region_heartbeat(*request),
+            Event::AskSplit { life, region, count } => self.on_ask_split(life, *region, count),
+            Event::ReportSplit(regions) => self.on_report_split(regions),
             Event::StoreHeartbeat(life) => self.on_store_heartbeat(life),
             Event::SchedulerTick => self.on_scheduler_tick(),
-            Event::SchedulerRestart => self.on_scheduler_restart(),
+            Event::SchedulerTakesOver => self.on_scheduler_takes_over(),
+            Event::Order { store, order } => self.on_order(store, *order),
+            Event::Return(store) => self.on_return(store),
             Event::Nemesis => self.on_nemesis(),
             Event::Mend => self.network.mend_all(),
             Event::Probe => {
@@ -250,7 +261,9 @@ impl World {
                 let tag = match outcome {
                     super::client::Outcome::Value(v) | super::client::Outcome::NotSwapped(v) => *v,
                     super::client::Outcome::Refused(_) => u64::MAX,
-                    super::client::Outcome::Unknown => u64::MAX - 1,
+                    super::client::Outcome::NotSent => u64::MAX - 1,
+                    super::client::Outcome::Broken => u64::MAX - 2,
+                    super::client::Outcome::Silent => u64::MAX - 3,
                     super::client::Outcome::Done => 0,
                 };
                 fold(fold(fold(hash, *client as u64), *attempt), tag)

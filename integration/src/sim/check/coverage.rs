@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use kvserver::raftstore::bootstrap::Found;
+use kvserver::raftstore::meta::region_view::RegionMeta;
 use kvserver::raftstore::meta::values::PeerState;
 
 use super::{Verdict, broken};
@@ -30,10 +31,20 @@ impl CoverageChecker {
         Ok(())
     }
 
+    /// How many times a region got a leader.
+    pub fn elections(&self) -> u64 {
+        self.leaders.len() as u64
+    }
+
     /// The region records of a store.
     pub fn on_records(&self, store: usize, found: &[Found]) -> Verdict {
         let live = found.iter().filter(|f| f.state.state() != PeerState::Tombstone);
-        let ranges = live.map(|f| (f.meta.start.clone(), f.meta.end.clone(), f.meta.region.id));
+        self.on_live(store, live.map(|f| &*f.meta))
+    }
+
+    /// The regions with data that a store has at this instant.
+    pub fn on_live<'a>(&self, store: usize, live: impl Iterator<Item = &'a RegionMeta>) -> Verdict {
+        let ranges = live.map(|meta| (meta.start.clone(), meta.end.clone(), meta.region.id));
         match first_overlap(ranges.collect()) {
             Some((a, b)) => broken(NAME, format!("store {store}: live regions {a} and {b} overlap")),
             None => Ok(()),
@@ -41,19 +52,13 @@ impl CoverageChecker {
     }
 }
 
-/// Whether `ranges`, put together, leave no gap.
-pub fn covers_all(mut ranges: Vec<(Bytes, Bytes)>) -> bool {
+/// Whether `ranges` cover all keys, each once.
+pub fn tiles(mut ranges: Vec<(Bytes, Bytes)>) -> bool {
     ranges.sort();
-    let mut reached = Some(Bytes::new());
-    for (start, end) in ranges {
-        match &reached {
-            Some(key) if start <= *key => {
-                reached = if end.is_empty() { None } else { Some(end.max(key.clone())) };
-            }
-            _ => break,
-        }
-    }
-    reached.is_none()
+    let fits = |pair: &[(Bytes, Bytes)]| !pair[0].1.is_empty() && pair[0].1 == pair[1].0;
+    ranges.first().is_some_and(|(start, _)| start.is_empty())
+        && ranges.last().is_some_and(|(_, end)| end.is_empty())
+        && ranges.windows(2).all(fits)
 }
 
 fn first_overlap(mut ranges: Vec<(Bytes, Bytes, u64)>) -> Option<(u64, u64)> {
@@ -72,10 +77,12 @@ mod tests {
 
     #[test]
     fn gaps_and_overlaps_are_found() {
-        assert!(covers_all(vec![range("m", ""), range("", "m")]));
-        assert!(!covers_all(vec![range("n", ""), range("", "m")]));
-        assert!(!covers_all(vec![range("", "m")]));
-        assert!(!covers_all(vec![]));
+        assert!(tiles(vec![range("m", ""), range("", "m")]));
+        assert!(!tiles(vec![range("n", ""), range("", "m")]));
+        assert!(!tiles(vec![range("l", ""), range("", "m")]));
+        assert!(!tiles(vec![range("", ""), range("", "")]));
+        assert!(!tiles(vec![range("", "m")]));
+        assert!(!tiles(vec![]));
         let with = |a: &'static str, b: &'static str, id| (a.into(), b.into(), id);
         assert_eq!(first_overlap(vec![with("", "b", 1), with("b", "", 2)]), None);
         assert_eq!(first_overlap(vec![with("a", "", 1), with("b", "c", 2)]), Some((1, 2)));

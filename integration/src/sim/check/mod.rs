@@ -4,6 +4,7 @@
 
 pub mod commit;
 pub mod coverage;
+pub mod epoch;
 pub mod lease;
 pub mod linear;
 pub mod log;

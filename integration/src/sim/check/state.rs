@@ -1,4 +1,4 @@
-//! Replicas that have applied the same index hold the same data.
+//! Replicas that have applied the same index hold the same data, in the same range, with the same members.
 //!
 //! The first store seen at an index of a region fixes the hash of its data there.
 
@@ -8,7 +8,7 @@ use kvserver::engine::{Cf, Engine, EngineError, IterOptions};
 use kvserver::raftstore::meta::region_view::RegionMeta;
 
 use super::{Verdict, broken};
-use crate::sim::rng::fold_bytes;
+use crate::sim::rng::{fold, fold_bytes};
 
 /// See the file's head.
 #[derive(Debug, Default)]
@@ -29,11 +29,14 @@ impl StateChecker {
     }
 }
 
-/// A hash of all data of a region.
+/// A hash of a region and all its data.
 pub fn hash_of(engine: &dyn Engine, meta: &RegionMeta) -> Result<u64, EngineError> {
     let options = IterOptions { lower: meta.start.clone(), upper: meta.end.clone(), ..Default::default() };
     let mut iter = engine.snapshot().iter(Cf::Raw, options)?;
-    let mut hash = 0;
+    let mut hash = fold(fold_bytes(fold_bytes(meta.version(), &meta.start), &meta.end), meta.conf_ver());
+    for peer in &meta.region.peers {
+        hash = fold(fold(hash, peer.id), peer.role as u64);
+    }
     iter.seek_to_first();
     while iter.valid() {
         hash = fold_bytes(fold_bytes(hash, iter.key()), iter.value());

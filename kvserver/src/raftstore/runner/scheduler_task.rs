@@ -207,7 +207,11 @@ impl Shared {
     async fn take_reports(&self, o: &SchedulerTaskOptions) -> Vec<pdpb::RegionHeartbeatRequest> {
         let reports = std::mem::take(&mut *self.reports.lock());
         let figures = o.figures.clone();
-        let fill_in = move || reports.into_values().map(|report| request(report, &*figures)).collect();
+        let fill_in = move |report: RegionReport| {
+            let size = report.size.unwrap_or_else(|| figures.region_size(&report.region));
+            request(report, size)
+        };
+        let fill_in = move || reports.into_values().map(fill_in).collect();
         tokio::task::spawn_blocking(fill_in).await.unwrap_or_default()
     }
 
@@ -288,8 +292,8 @@ async fn ask_split(o: &SchedulerTaskOptions, region: metapb::Region, count: u32)
     o.router.complete(Input::SplitIds { region_id, version, result });
 }
 
-fn request(report: RegionReport, figures: &dyn StoreFigures) -> pdpb::RegionHeartbeatRequest {
-    let size = report.size.unwrap_or_else(|| figures.region_size(&report.region));
+/// A report as it travels; `size` is how much the region holds.
+pub fn request(report: RegionReport, size: RangeEstimate) -> pdpb::RegionHeartbeatRequest {
     pdpb::RegionHeartbeatRequest {
         region: Some(report.region),
         leader: Some(report.leader),
@@ -321,7 +325,7 @@ fn carry_out(order: pdpb::RegionHeartbeatResponse, router: &Router) {
 }
 
 /// The order in our terms; `None` for one that this build does not know.
-fn command(order: pdpb::RegionHeartbeatResponse) -> Option<RegionCommand> {
+pub fn command(order: pdpb::RegionHeartbeatResponse) -> Option<RegionCommand> {
     if let Some(pdpb::ChangePeer { peer: Some(peer), change_type }) = order.change_peer {
         let kind = match eraftpb::ConfChangeType::try_from(change_type).ok()? {
             eraftpb::ConfChangeType::AddNode => ChangePeerKind::AddVoter,

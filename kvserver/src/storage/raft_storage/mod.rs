@@ -27,8 +27,8 @@ mod transport;
 
 use leader_wait::{LeaderWait, Request};
 pub use raft_store::RaftStore;
-pub use transport::LostStores;
 use region_reader::RegionReader;
+pub use transport::LostStores;
 
 /// Reads and writes of the regions of one store.
 pub struct RaftStorage {

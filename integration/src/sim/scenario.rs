@@ -1,0 +1,344 @@
+//! Named plans: which faults, which load, what sizes. Each leaves the rest to the seed, like the plan of any seed.
+//!
+//! A scenario also names what must have been seen for a run of it to mean anything: a test of snapshots without a
+//! snapshot tests nothing.
+
+use super::plan::{Fault, MS, Plan};
+use super::rng::Rng;
+use super::run::Summary;
+
+/// How many clients there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Clients {
+    One,
+    Many,
+}
+
+/// How the network between stores, and between clients and stores, behaves while no link is cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Network {
+    Reliable,
+    /// Messages get lost, doubled, late and out of order.
+    Unreliable,
+}
+
+/// Something that has to happen in a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sight {
+    Crashes,
+    Partitions,
+    Elections,
+    Snapshots,
+    ConfChanges,
+    Returns,
+    SchedulerChanges,
+}
+
+/// See the file's head.
+#[derive(Debug)]
+pub struct Scenario {
+    pub name: &'static str,
+    /// In one line.
+    pub about: &'static str,
+    clients: Clients,
+    network: Network,
+    /// Kinds of faults and their weights.
+    faults: &'static [(Fault, u64)],
+    /// Faults in all.
+    at_most: u64,
+    /// The log is kept so short that a follower which was away needs a snapshot.
+    short_log: bool,
+    /// Stores, from and to.
+    stores: (u64, u64),
+    /// Events before everything heals, unless another number is asked for.
+    pub events: u64,
+    /// What some of a few seeds must have seen.
+    pub sights: &'static [Sight],
+}
+
+/// What a scenario is when it does not say otherwise.
+const PLAIN: Scenario = Scenario {
+    name: "",
+    about: "",
+    clients: Clients::Many,
+    network: Network::Reliable,
+    faults: &[],
+    at_most: u64::MAX,
+    short_log: false,
+    stores: (3, 5),
+    events: 12_000,
+    sights: &[],
+};
+
+const PARTITIONS: &[(Fault, u64)] = &[(Fault::Partition, 1)];
+const RESTARTS: &[(Fault, u64)] = &[(Fault::PowerCut, 1), (Fault::Crash, 2)];
+const RESTARTS_PARTITIONS: &[(Fault, u64)] =
+    &[(Fault::PowerCut, 1), (Fault::Crash, 2), (Fault::Partition, 3)];
+const MEMBERS: &[(Fault, u64)] = &[(Fault::Membership, 1)];
+const MEMBERS_RESTARTS: &[(Fault, u64)] = &[(Fault::Membership, 4), (Fault::PowerCut, 1), (Fault::Crash, 2)];
+const MEMBERS_ALL: &[(Fault, u64)] = &[
+    (Fault::Membership, 4),
+    (Fault::PowerCut, 1),
+    (Fault::Crash, 2),
+    (Fault::Partition, 3),
+    (Fault::Transfer, 2),
+];
+
+/// Every scenario.
+pub const SCENARIOS: &[Scenario] = &[
+    Scenario { name: "basic", about: "one client, nothing fails", clients: Clients::One, ..PLAIN },
+    Scenario { name: "concurrent", about: "many clients, nothing fails", ..PLAIN },
+    Scenario {
+        name: "unreliable_network",
+        about: "many clients; messages get lost, doubled, late and out of order",
+        network: Network::Unreliable,
+        ..PLAIN
+    },
+    Scenario {
+        name: "one_partition_one_client",
+        about: "the network is divided once",
+        clients: Clients::One,
+        faults: PARTITIONS,
+        at_most: 1,
+        sights: &[Sight::Partitions],
+        ..PLAIN
+    },
+    Scenario {
+        name: "many_partitions_one_client",
+        about: "the network is divided again and again",
+        clients: Clients::One,
+        faults: PARTITIONS,
+        sights: &[Sight::Partitions, Sight::Elections],
+        ..PLAIN
+    },
+    Scenario {
+        name: "many_partitions_many_clients",
+        about: "the network is divided again and again, under load",
+        faults: PARTITIONS,
+        sights: &[Sight::Partitions, Sight::Elections],
+        ..PLAIN
+    },
+    Scenario {
+        name: "persist_one_client",
+        about: "stores crash and start again, one or all at once",
+        clients: Clients::One,
+        faults: RESTARTS,
+        sights: &[Sight::Crashes],
+        ..PLAIN
+    },
+    Scenario {
+        name: "persist_many_clients",
+        about: "stores crash and start again under load",
+        faults: RESTARTS,
+        sights: &[Sight::Crashes],
+        ..PLAIN
+    },
+    Scenario {
+        name: "persist_unreliable",
+        about: "stores crash and start again over an unreliable network",
+        network: Network::Unreliable,
+        faults: RESTARTS,
+        sights: &[Sight::Crashes],
+        ..PLAIN
+    },
+    Scenario {
+        name: "persist_partitions",
+        about: "stores crash and start again while the network is divided",
+        faults: RESTARTS_PARTITIONS,
+        sights: &[Sight::Crashes, Sight::Partitions],
+        ..PLAIN
+    },
+    Scenario {
+        name: "persist_partitions_unreliable",
+        about: "the same over an unreliable network",
+        network: Network::Unreliable,
+        faults: RESTARTS_PARTITIONS,
+        sights: &[Sight::Crashes, Sight::Partitions],
+        ..PLAIN
+    },
+    Scenario {
+        name: "snapshot_recover",
+        about: "short logs: followers need snapshots, stores crash and start again",
+        clients: Clients::One,
+        faults: RESTARTS_PARTITIONS,
+        short_log: true,
+        events: 16_000,
+        sights: &[Sight::Crashes, Sight::Snapshots],
+        ..PLAIN
+    },
+    Scenario {
+        name: "snapshot_recover_many_clients",
+        about: "snapshots and restarts under load",
+        faults: RESTARTS_PARTITIONS,
+        short_log: true,
+        events: 16_000,
+        sights: &[Sight::Crashes, Sight::Snapshots],
+        ..PLAIN
+    },
+    Scenario {
+        name: "snapshot_unreliable",
+        about: "snapshots over an unreliable network that is divided now and then",
+        network: Network::Unreliable,
+        faults: PARTITIONS,
+        short_log: true,
+        events: 16_000,
+        sights: &[Sight::Snapshots],
+        ..PLAIN
+    },
+    Scenario {
+        name: "snapshot_unreliable_recover",
+        about: "snapshots, restarts and partitions over an unreliable network",
+        network: Network::Unreliable,
+        faults: RESTARTS_PARTITIONS,
+        short_log: true,
+        events: 16_000,
+        sights: &[Sight::Crashes, Sight::Snapshots],
+        ..PLAIN
+    },
+    Scenario {
+        name: "transfer_leader",
+        about: "leadership is handed on again and again",
+        faults: &[(Fault::Transfer, 1)],
+        sights: &[Sight::Elections],
+        ..PLAIN
+    },
+    Scenario {
+        name: "conf_change",
+        about: "members come and go",
+        faults: MEMBERS,
+        stores: (4, 5),
+        sights: &[Sight::ConfChanges],
+        ..PLAIN
+    },
+    Scenario {
+        name: "conf_change_recover",
+        about: "members come and go while stores crash and start again",
+        clients: Clients::One,
+        faults: MEMBERS_RESTARTS,
+        stores: (4, 5),
+        sights: &[Sight::ConfChanges, Sight::Crashes],
+        ..PLAIN
+    },
+    Scenario {
+        name: "conf_change_recover_many_clients",
+        about: "the same under load",
+        faults: MEMBERS_RESTARTS,
+        stores: (4, 5),
+        sights: &[Sight::ConfChanges, Sight::Crashes],
+        ..PLAIN
+    },
+    Scenario {
+        name: "conf_change_unreliable_recover",
+        about: "members come and go, stores crash, the network is unreliable",
+        network: Network::Unreliable,
+        faults: MEMBERS_RESTARTS,
+        stores: (4, 5),
+        sights: &[Sight::ConfChanges, Sight::Crashes],
+        ..PLAIN
+    },
+    Scenario {
+        name: "conf_change_snapshot_unreliable_recover",
+        about: "members, snapshots, restarts, partitions and transfers over an unreliable network",
+        network: Network::Unreliable,
+        faults: MEMBERS_ALL,
+        short_log: true,
+        events: 16_000,
+        stores: (4, 5),
+        sights: &[Sight::ConfChanges, Sight::Crashes, Sight::Snapshots],
+        ..PLAIN
+    },
+    Scenario {
+        name: "store_loss_and_return",
+        about: "a store is away until its replicas are replaced, and comes back with its old data",
+        faults: &[(Fault::StoreAway, 1)],
+        stores: (4, 5),
+        events: 25_000,
+        sights: &[Sight::Returns, Sight::ConfChanges],
+        ..PLAIN
+    },
+    Scenario {
+        name: "scheduler_change",
+        about: "schedulers replace each other while members come and go; old orders arrive late",
+        faults: &[(Fault::Scheduler, 2), (Fault::Membership, 2), (Fault::Crash, 1)],
+        stores: (4, 5),
+        sights: &[Sight::SchedulerChanges, Sight::ConfChanges],
+        ..PLAIN
+    },
+];
+
+impl Scenario {
+    /// The scenario with this name.
+    pub fn named(name: &str) -> Option<&'static Scenario> {
+        SCENARIOS.iter().find(|s| s.name == name)
+    }
+
+    /// The plan of a seed in this scenario.
+    pub fn plan(&self, seed: u64) -> Plan {
+        let mut rng = Rng::new(seed, 7);
+        let mut plan = Plan::draw_with(seed, Some(self.stores));
+        plan.load.clients = match self.clients {
+            Clients::One => 1,
+            Clients::Many => rng.range(3, 8) as usize,
+        };
+        let network = &mut plan.network;
+        (network.loss, network.duplicate, network.straggle, network.client_loss) = match self.network {
+            Network::Reliable => (0.0, 0.0, 0.0, 0.0),
+            Network::Unreliable => (0.05 + rng.share(0.1), rng.share(0.1), 0.001 + rng.share(0.02), 0.03),
+        };
+        network.fifo = self.network == Network::Reliable;
+        plan.disk.stall = 0.0;
+        plan.faults.weights = self.faults.to_vec();
+        plan.faults.at_most = self.at_most;
+        if self.short_log {
+            plan.keep_logs_short();
+            plan.regions = 1;
+        }
+        // Otherwise little happens in a run, and a follower that was away missed little.
+        if self.clients == Clients::One || self.short_log {
+            plan.load.think_ns = (MS / 10, 5 * MS);
+            plan.load.noise = 30;
+        }
+        plan
+    }
+}
+
+impl Sight {
+    /// How often a run saw it.
+    pub fn count(self, run: &Summary) -> u64 {
+        match self {
+            Sight::Crashes => run.crashes,
+            Sight::Partitions => run.partitions,
+            // The first leader of a region is no news.
+            Sight::Elections => run.elections.saturating_sub(run.regions),
+            // A member that joins takes two changes and a snapshot; others count.
+            Sight::Snapshots => (run.snapshots * 2).saturating_sub(run.conf_changes),
+            Sight::ConfChanges => run.conf_changes,
+            Sight::Returns => run.returns,
+            Sight::SchedulerChanges => run.scheduler_changes,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_found() {
+        let names: BTreeSet<&str> = SCENARIOS.iter().map(|s| s.name).collect();
+        assert_eq!(names.len(), SCENARIOS.len());
+        assert!(names.into_iter().all(|name| Scenario::named(name).is_some_and(|s| s.name == name)));
+        assert!(Scenario::named("no such scenario").is_none());
+    }
+
+    #[test]
+    fn a_scenario_is_the_same_plan_for_the_same_seed_and_another_for_another() {
+        let scenario = Scenario::named("snapshot_unreliable_recover").expect("declared");
+        let show = |seed| format!("{:?}", scenario.plan(seed));
+        assert_eq!(show(3), show(3));
+        assert_ne!(show(3), show(4));
+        assert!(Scenario::named("basic").expect("declared").plan(1).faults.weights.is_empty());
+    }
+}
