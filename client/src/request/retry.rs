@@ -13,7 +13,7 @@ use crate::region_cache::Update;
 /// The region is changing: leader election, split, merge.
 const REGION: Backoff = Backoff::from_millis(2, 200);
 /// The store cannot be reached.
-const TRANSPORT: Backoff = Backoff::from_millis(10, 500);
+const TRANSPORT: Backoff = Backoff::from_millis(10, 200);
 /// The store asks for patience.
 const BUSY: Backoff = Backoff::from_millis(50, 1000);
 /// An answer that names the right place is followed at once this often in a call; later ones wait, since two stores
