@@ -6,6 +6,7 @@ pub mod damage;
 pub mod direct;
 pub mod disk;
 pub mod etcd;
+pub mod faults;
 pub mod group;
 pub mod history;
 mod http;

@@ -45,7 +45,18 @@ pub struct Rule {
     pub delay: Duration,
 }
 
-type Rules = BTreeMap<(End, End), Rule>;
+#[derive(Debug, Default)]
+struct Rules {
+    ways: BTreeMap<(End, End), Rule>,
+    /// How often all connections were broken.
+    resets: u64,
+}
+
+impl Rules {
+    fn way(&self, way: (End, End)) -> Rule {
+        self.ways.get(&way).copied().unwrap_or_default()
+    }
+}
 
 /// See the file's head.
 #[derive(Debug)]
@@ -93,7 +104,7 @@ impl Links {
     /// Sets what happens to bytes from one end to the other.
     pub fn set(&self, from: End, to: End, rule: Rule) {
         self.rules.send_modify(|rules| {
-            rules.insert((from, to), rule);
+            rules.ways.insert((from, to), rule);
         });
     }
 
@@ -114,9 +125,22 @@ impl Links {
         (0..others).filter(|other| *other != store).for_each(|o| self.cut(End::Store(store), End::Store(o)));
     }
 
+    /// Breaks every connection; what was on its way is lost.
+    pub fn reset(&self) {
+        self.rules.send_modify(|rules| rules.resets += 1);
+    }
+
+    /// Delays everything between stores.
+    pub fn delay(&self, delay: Duration) {
+        let stores = self.stores.lock().len();
+        let pairs =
+            (0..stores).flat_map(|from| (0..stores).map(move |to| (End::Store(from), End::Store(to))));
+        pairs.for_each(|(from, to)| self.set(from, to, Rule { held: false, delay }));
+    }
+
     /// Everything works again, and what was held is delivered.
     pub fn heal(&self) {
-        self.rules.send_modify(BTreeMap::clear);
+        self.rules.send_modify(|rules| rules.ways.clear());
     }
 }
 
@@ -157,7 +181,10 @@ async fn carry(dialled: TcpStream, target: SocketAddr, from: End, to: End, rules
         return;
     }
     let ((dialled_in, dialled_out), (reached_in, reached_out)) = (dialled.into_split(), reached.into_split());
+    let before = rules.borrow().resets;
+    let mut reset = rules.clone();
     tokio::select! {
+        _ = reset.wait_for(|rules| rules.resets != before) => {}
         () = pump(dialled_in, reached_out, (from, to), rules.clone()) => {}
         () = pump(reached_in, dialled_out, (to, from), rules) => {}
     }
@@ -165,9 +192,8 @@ async fn carry(dialled: TcpStream, target: SocketAddr, from: End, to: End, rules
 
 /// Waits until a direction flows and gives its delay; `None` when the network is gone.
 async fn flows(rules: &mut watch::Receiver<Rules>, way: (End, End)) -> Option<Duration> {
-    let rule = |rules: &Rules| rules.get(&way).copied().unwrap_or_default();
-    let flowing = rules.wait_for(|rules| !rule(rules).held).await.ok()?;
-    Some(rule(&flowing).delay)
+    let flowing = rules.wait_for(|rules| !rules.way(way).held).await.ok()?;
+    Some(flowing.way(way).delay)
 }
 
 async fn pump(
@@ -268,6 +294,19 @@ mod tests {
         links.heal();
         reached.set_read_timeout(Some(SOON)).unwrap();
         assert_eq!(read(&mut reached, 4).unwrap(), b"late");
+    }
+
+    #[test]
+    fn a_reset_ends_what_is_open_and_nothing_later() {
+        let links = Links::new().unwrap();
+        let (mut dialled, mut reached) = connection(&links, 0);
+        dialled.write_all(b"ping").unwrap();
+        assert_eq!(read(&mut reached, 4).unwrap(), b"ping");
+        links.reset();
+        assert!(matches!(dialled.read(&mut [0; 1]), Ok(0) | Err(_)), "it is still open");
+        let (mut dialled, mut reached) = connection(&links, 0);
+        dialled.write_all(b"ping").unwrap();
+        assert_eq!(read(&mut reached, 4).unwrap(), b"ping");
     }
 
     #[test]
