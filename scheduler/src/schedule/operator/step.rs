@@ -69,10 +69,10 @@ impl Step {
                 Some(leads) if leads != from_store_id => {
                     StepState::Impossible("another store has become leader")
                 }
-                _ => hand_over_state(region, to_store_id),
+                _ => hand_over_state(region, view, to_store_id),
             },
             Step::EvictLeader { from_store_id, to_store_id } => match region.leader_store() {
-                Some(leads) if leads == from_store_id => hand_over_state(region, to_store_id),
+                Some(leads) if leads == from_store_id => hand_over_state(region, view, to_store_id),
                 _ => StepState::Finished,
             },
             Step::Split { version, .. } => match region.version() > version {
@@ -172,8 +172,10 @@ impl Step {
     }
 }
 
-fn hand_over_state(region: &RegionInfo, to_store_id: u64) -> StepState {
+fn hand_over_state(region: &RegionInfo, view: &View<'_>, to_store_id: u64) -> StepState {
     match region.peer_on(to_store_id) {
+        // It cannot take over, or should not any more: somebody else can.
+        _ if view.state(to_store_id) != StoreState::Up => StepState::Impossible("the store is not up"),
         Some(peer) if peer.role() == metapb::PeerRole::Voter => StepState::Running,
         _ => StepState::Impossible("the new leader is not a voter"),
     }
