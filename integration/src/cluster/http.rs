@@ -28,19 +28,31 @@ impl Reply {
 
 /// Asks `address` for `path`; every step takes at most `timeout`.
 pub fn get(address: SocketAddr, path: &str, timeout: Duration) -> io::Result<Reply> {
-    request("GET", address, path, timeout)
+    send(address, "GET", path, "", timeout)
 }
 
 /// Asks `address` to remove what is at `path`.
 pub fn delete(address: SocketAddr, path: &str, timeout: Duration) -> io::Result<Reply> {
-    request("DELETE", address, path, timeout)
+    send(address, "DELETE", path, "", timeout)
 }
 
-fn request(method: &str, address: SocketAddr, path: &str, timeout: Duration) -> io::Result<Reply> {
+/// Sends a request with a JSON body, or none when it is empty; every step takes at most `timeout`.
+pub fn send(
+    address: SocketAddr,
+    method: &str,
+    path: &str,
+    body: &str,
+    timeout: Duration,
+) -> io::Result<Reply> {
     let mut stream = TcpStream::connect_timeout(&address, timeout)?;
     stream.set_read_timeout(Some(timeout))?;
     stream.set_write_timeout(Some(timeout))?;
-    write!(stream, "{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+    write!(
+        stream,
+        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\
+         Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )?;
     let mut raw = Vec::new();
     stream.take(REPLY_BYTES_MAX).read_to_end(&mut raw)?;
     parse(&raw)

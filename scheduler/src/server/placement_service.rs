@@ -22,8 +22,9 @@ use crate::schedule::order::Order;
 
 /// The most keys, and regions, of one request.
 const KEYS_MAX: usize = 4096;
-/// How long a request waits for its splits, and how often it looks.
+/// How long a request waits for its splits, for regions that cannot be spread yet, and how often it looks.
 const SPLIT_WAIT: Duration = Duration::from_secs(30);
+const SCATTER_WAIT: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(20);
 
 type Reply<T> = Result<Response<T>, Status>;
@@ -128,26 +129,49 @@ fn operator_of(cluster: &Cluster, region_id: u64) -> Option<pdpb::GetOperatorRes
     Some(described(ended.name, ended.kind.name(), status))
 }
 
-/// Spreads regions, and returns those that cannot be spread now, with the last reason.
+/// Spreads regions, and returns those that cannot be spread, with the last reason. A region that is busy, or whose
+/// replicas are not sound yet because it was just split, is tried again for a while.
 async fn scatter(
     state: &Arc<State>,
     regions: &[u64],
     group: &str,
 ) -> Result<(Vec<u64>, Option<ClusterError>), Status> {
-    let (mut failed, mut why) = (Vec::new(), None);
-    for region_id in regions {
-        let done =
-            state.change(|cluster, ids, now_ms| Ok(((), cluster.scatter(now_ms, *region_id, group, ids)?)));
-        match done.await {
-            Ok(()) => {}
-            Err(ChangeError::Cluster(error)) => {
-                failed.push(*region_id);
-                why = Some(error);
+    let deadline = Instant::now() + SCATTER_WAIT;
+    let mut looks = looks();
+    let (mut left, mut hopeless) = (regions.to_vec(), Vec::new());
+    loop {
+        let (mut failed, mut why) = (Vec::new(), None);
+        for region_id in std::mem::take(&mut left) {
+            let done = state
+                .change(|cluster, ids, now_ms| Ok(((), cluster.scatter(now_ms, region_id, group, ids)?)))
+                .await;
+            match done {
+                Ok(()) => continue,
+                Err(ChangeError::Kv(error)) => return Err(super::grpc_service::unavailable(error)),
+                Err(ChangeError::Cluster(error)) => {
+                    let may_pass = matches!(error, ClusterError::OperatorRefused { .. });
+                    if may_pass {
+                        failed.push(region_id)
+                    } else {
+                        hopeless.push(region_id)
+                    }
+                    why = Some(error);
+                }
             }
-            Err(ChangeError::Kv(error)) => return Err(super::grpc_service::unavailable(error)),
         }
+        if failed.is_empty() || Instant::now() >= deadline {
+            hopeless.extend(failed);
+            return Ok((hopeless, why));
+        }
+        left = failed;
+        looks.tick().await;
     }
-    Ok((failed, why))
+}
+
+fn looks() -> tokio::time::Interval {
+    let mut looks = tokio::time::interval(LOOK);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    looks
 }
 
 /// Has regions split until they begin at the keys, and returns those that do, once in key order.
@@ -155,8 +179,7 @@ async fn split(state: &Arc<State>, mut keys: Vec<Bytes>) -> Result<Vec<u64>, Cha
     keys.sort();
     keys.dedup();
     let deadline = Instant::now() + SPLIT_WAIT;
-    let mut looks = tokio::time::interval(LOOK);
-    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut looks = looks();
     loop {
         looks.tick().await;
         let (begun, to_split) = state.read(|cluster, _| {
