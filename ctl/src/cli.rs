@@ -11,7 +11,7 @@ use crate::format::Format;
 use crate::output::Output;
 use crate::text::Coding;
 
-pub use placement::{Operator, Order, Scheduler, SplitArgs};
+pub use placement::{Config, Operator, Order, Scheduler, SplitArgs};
 
 /// The command line of a Kvasir cluster: start one, read and write it, look into it, measure it.
 #[derive(Debug, Parser)]
@@ -69,6 +69,9 @@ pub enum Noun {
     /// Show regions, split them, move their leaders.
     #[command(subcommand)]
     Region(Region),
+    /// Limits of placement that can be changed while the cluster runs.
+    #[command(subcommand)]
+    Config(Config),
     /// Changes of regions: those that run, those asked for, those that ended.
     #[command(subcommand)]
     Operator(Operator),

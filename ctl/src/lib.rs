@@ -7,6 +7,7 @@ pub mod admin_api;
 pub mod bench;
 pub mod cli;
 pub mod cluster;
+pub mod config;
 pub mod connect;
 pub mod error;
 pub mod format;
@@ -37,6 +38,7 @@ pub async fn run(cli: Cli) -> u8 {
         Noun::Member(verb) => member::run(&global, verb).await,
         Noun::Store(verb) => store::run(&global, verb).await,
         Noun::Region(verb) => region::run(&global, verb).await,
+        Noun::Config(verb) => config::run(&global, verb).await,
         Noun::Operator(verb) => operator::run(&global, verb).await,
         Noun::Scheduler(verb) => schedulers::run(&global, verb).await,
         Noun::Bench(args) => bench::run(&global, args).await,

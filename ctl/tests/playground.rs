@@ -363,6 +363,10 @@ fn regions_are_split_moved_and_kept_off_stores_by_hand() {
     playground.wait_for("a store without leaders", || {
         playground.json(&["store", "show", &to.to_string()])["leaders"] == 0
     });
+    let set = playground.json(&["config", "set", "leader-schedule-limit", "16"]);
+    assert_eq!((&set["leader-schedule-limit"], &set["region-schedule-limit"]), (&16.into(), &2048.into()));
+    assert_eq!(playground.json(&["config", "show"]), set);
+    assert_eq!(code(&playground.kvctl(&["config", "set", "no-such-limit", "1"])), 2);
     playground.ok(&["scheduler", "remove", "evict-leader-scheduler"]);
     playground.wait_for("leaders everywhere", || {
         let stores = playground.json(&["store", "list"]);

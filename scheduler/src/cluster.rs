@@ -12,6 +12,7 @@
 
 mod operators;
 mod schedulers;
+mod settings;
 mod split;
 
 use std::collections::BTreeSet;
@@ -94,6 +95,11 @@ impl Cluster {
             MetaWrite::Keyspace(meta) => self.keyspaces.put(meta),
             MetaWrite::ClientKey(kept) => self.client_keys.restore(kept),
             MetaWrite::RegionGone(_) => {}
+            MetaWrite::Setting(record) => {
+                if !self.restore_setting(&record) {
+                    return Err(RecordError::UnknownKey(format!("setting {}", record.key)).into());
+                }
+            }
             MetaWrite::Scheduler(record) => {
                 let name = record.name.clone();
                 if !self.coordinator.schedulers_mut().restore(record) {

@@ -51,6 +51,8 @@ pub enum ClusterError {
     NoOperator(u64),
     #[error("scheduler {0} is not there; add it first")]
     UnknownScheduler(String),
+    #[error("invalid setting: {0}")]
+    InvalidSetting(String),
     #[error("invalid scheduler: {0}")]
     InvalidScheduler(String),
     #[error("invalid report of a split: {0}")]
@@ -86,6 +88,7 @@ impl ClusterError {
             | ClusterError::InvalidTimestamp(_)
             | ClusterError::ClientKey(_)
             | ClusterError::InvalidScheduler(_)
+            | ClusterError::InvalidSetting(_)
             | ClusterError::InvalidRegion(_) => ErrorType::InvalidValue,
             ClusterError::UnknownStore(_)
             | ClusterError::TooFewStores { .. }

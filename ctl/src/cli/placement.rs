@@ -1,4 +1,4 @@
-//! Nouns and verbs about where replicas and leaders are: operators and schedulers. No behaviour.
+//! Nouns and verbs about where replicas and leaders are: operators, schedulers and their limits. No behaviour.
 
 use clap::{Args, Subcommand};
 
@@ -106,6 +106,20 @@ pub struct SplitArgs {
     /// How keys are written.
     #[command(flatten)]
     pub coding: CodingArgs,
+}
+
+/// Verbs on limits of placement.
+#[derive(Debug, Subcommand)]
+pub enum Config {
+    /// Every limit with its value.
+    Show,
+    /// Change a limit. It outlives the scheduler, and counts more than its configuration file from then on.
+    Set {
+        /// Its name, as `kvctl config show` lists it.
+        key: String,
+        /// A number, true or false.
+        value: String,
+    },
 }
 
 /// Verbs on schedulers.

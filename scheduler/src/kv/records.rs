@@ -25,6 +25,7 @@ const REGION: &[u8] = b"m/region/";
 const KEYSPACE: &[u8] = b"m/keyspace/";
 const CLIENT_KEY: &[u8] = b"m/client/";
 const SCHEDULER: &[u8] = b"m/scheduler/";
+const SETTING: &[u8] = b"m/setting/";
 
 /// First key of the records that make up a cluster's state.
 pub const RECORDS_START: &[u8] = b"m/";
@@ -55,6 +56,17 @@ pub enum MetaWrite {
     /// A key that clients keep here.
     ClientKey(mvccpb::KeyValue),
     Scheduler(SchedulerRecord),
+    Setting(SettingRecord),
+}
+
+/// A setting as people changed it.
+#[derive(Clone, PartialEq, Message)]
+pub struct SettingRecord {
+    #[prost(string, tag = "1")]
+    pub key: String,
+    /// A whole number, `true` or `false`.
+    #[prost(string, tag = "2")]
+    pub value: String,
 }
 
 /// A scheduler as people left it.
@@ -86,6 +98,9 @@ impl MetaWrite {
             MetaWrite::Store(store) => Op::Put(key(STORE, store.id), encode(store)),
             MetaWrite::Region(region) => Op::Put(key(REGION, region.id), encode(region)),
             MetaWrite::RegionGone(id) => Op::Delete(key(REGION, *id)),
+            MetaWrite::Setting(record) => {
+                Op::Put([SETTING, record.key.as_bytes()].concat().into(), encode(record))
+            }
             MetaWrite::Scheduler(record) => {
                 Op::Put([SCHEDULER, record.name.as_bytes()].concat().into(), encode(record))
             }
@@ -112,6 +127,9 @@ impl MetaWrite {
         }
         if key.starts_with(CLIENT_KEY) {
             return Ok(MetaWrite::ClientKey(message(key, value)?));
+        }
+        if key.starts_with(SETTING) {
+            return Ok(MetaWrite::Setting(message(key, value)?));
         }
         if key.starts_with(SCHEDULER) {
             return Ok(MetaWrite::Scheduler(message(key, value)?));
@@ -186,6 +204,7 @@ mod tests {
         round_trip(MetaWrite::Region(metapb::Region { id: 8, start_key: "k".into(), ..Default::default() }));
         let record = SchedulerRecord { name: "s".into(), stores: vec![1, 2], ..Default::default() };
         round_trip(MetaWrite::Scheduler(record));
+        round_trip(MetaWrite::Setting(SettingRecord { key: "k".into(), value: "7".into() }));
         round_trip(MetaWrite::Keyspace(crate::keyspace::default_keyspace(3)));
         round_trip(MetaWrite::ClientKey(mvccpb::KeyValue { key: "/a/b".into(), ..Default::default() }));
         assert_eq!(decode_number(b"id_end", &encode_number(77)), Ok(77));

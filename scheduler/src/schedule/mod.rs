@@ -7,6 +7,7 @@ pub mod operator_controller;
 pub mod order;
 pub mod scatter;
 pub mod selector;
+pub mod settings;
 pub mod store_limit;
 
 use kvproto::{metapb, pdpb};

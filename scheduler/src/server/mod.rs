@@ -4,6 +4,7 @@
 //! with metadata of its own then leads at once and for good; one of several serves as a member and stands for
 //! election. At the end: the lead is given back, streams end, connections finish, the last writes reach the disk.
 
+mod config_api;
 pub(crate) mod dispatch;
 pub(crate) mod etcd_api;
 mod forward;

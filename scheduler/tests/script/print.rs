@@ -26,6 +26,9 @@ impl Runner {
                 MetaWrite::RegionGone(id) => {
                     let _ = writeln!(text, "write: region {id} is gone");
                 }
+                MetaWrite::Setting(record) => {
+                    let _ = writeln!(text, "write: {record:?}");
+                }
                 MetaWrite::Scheduler(record) => {
                     let _ = writeln!(text, "write: {record:?}");
                 }

@@ -1,0 +1,46 @@
+//! `kvctl config`: the limits of placement that can be changed while the cluster runs.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use crate::admin_api::AdminApi;
+use crate::cli::{Config, Global};
+use crate::error::{Error, Result};
+use crate::table;
+
+const PATH: &str = "/pd/api/v1/config/schedule";
+
+/// Runs a verb.
+pub async fn run(global: &Global, verb: Config) -> Result<()> {
+    let api = AdminApi::connect(global).await?;
+    let settings: BTreeMap<String, Value> = match verb {
+        Config::Show => api.get(PATH).await?,
+        Config::Set { key, value } => {
+            let value = parse(&value)?;
+            api.post(PATH, &Value::Object([(key, value)].into_iter().collect())).await?
+        }
+    };
+    global.output.print(&settings, |settings| {
+        table::facts(settings.iter().map(|(key, value)| (key.as_str(), value.to_string())))
+    })
+}
+
+fn parse(text: &str) -> Result<Value> {
+    match serde_json::from_str(text) {
+        Ok(value @ (Value::Bool(_) | Value::Number(_))) => Ok(value),
+        _ => Err(Error::Usage(format!("{text:?} is neither a number nor true or false"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_numbers_and_flags() {
+        assert_eq!((parse("8").unwrap(), parse("false").unwrap()), (8.into(), false.into()));
+        assert_eq!(parse("eight").unwrap_err().exit_code(), 2);
+        assert_eq!(parse("[1]").unwrap_err().exit_code(), 2);
+    }
+}
