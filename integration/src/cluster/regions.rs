@@ -43,6 +43,13 @@ pub struct Regions {
     cluster_id: u64,
 }
 
+/// A connection on which a call that gets no answer fails in the end.
+async fn connect(address: &str) -> Result<Channel, Status> {
+    let endpoint = Channel::from_shared(format!("http://{address}"));
+    let endpoint = endpoint.map_err(|e| Status::invalid_argument(e.to_string()))?.timeout(SETTLED_WITHIN);
+    endpoint.connect().await.map_err(|e| Status::unavailable(e.to_string()))
+}
+
 /// The key of keyspace DEFAULT as requests carry it.
 pub fn raw_key(user: &str) -> Bytes {
     [b"r\0\0\0", user.as_bytes()].concat().into()
@@ -51,8 +58,7 @@ pub fn raw_key(user: &str) -> Bytes {
 impl Regions {
     /// Connects to the scheduler at `host:port`.
     pub async fn connect(endpoint: &str) -> Result<Regions, Status> {
-        let connected = PdClient::connect(format!("http://{endpoint}")).await;
-        let mut pd = connected.map_err(|e| Status::unavailable(e.to_string()))?;
+        let mut pd = PdClient::new(connect(endpoint).await?);
         let members = pd.get_members(pdpb::GetMembersRequest::default()).await?.into_inner();
         Ok(Regions { pd, cluster_id: members.header.unwrap_or_default().cluster_id })
     }
@@ -93,8 +99,7 @@ impl Regions {
     pub async fn store(&self, store_id: u64) -> Result<TikvClient<Channel>, Status> {
         let request = pdpb::GetStoreRequest { header: self.header(), store_id };
         let store = self.pd().get_store(request).await?.into_inner().store.unwrap_or_default();
-        let connected = TikvClient::connect(format!("http://{}", store.address)).await;
-        let client = connected.map_err(|e| Status::unavailable(e.to_string()))?;
+        let client = TikvClient::new(connect(&store.address).await?);
         Ok(client.max_decoding_message_size(usize::MAX))
     }
 

@@ -13,7 +13,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::apply::{Applied, Applier, ApplyTask};
 use super::message::Input;
-use super::raft_worker::Fatal;
+use super::raft_worker::{EndOnPanic, Fatal};
 use super::router::Router;
 use crate::engine::{Engine, EngineError, WriteBatch, WriteOptions};
 
@@ -108,6 +108,7 @@ impl ApplyWorker {
         let thread = std::thread::Builder::new().name(name).spawn({
             let queue = queue.clone();
             move || {
+                let _end_on_panic = EndOnPanic { thread: "apply", fatal: fatal.clone() };
                 if let Err(error) = serve(&queue, driver, &router) {
                     fatal(format!("cannot apply: {error}"));
                 }

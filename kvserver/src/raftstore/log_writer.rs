@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use parking_lot::{Condvar, Mutex};
 
 use super::message::{Input, LogBatch};
-use super::raft_worker::{Fatal, Transport};
+use super::raft_worker::{EndOnPanic, Fatal, Transport};
 use super::router::Router;
 use crate::engine::log_store::LogStore;
 
@@ -38,7 +38,10 @@ impl LogWriter {
         let queue = Arc::new(Queue::default());
         let thread = std::thread::Builder::new().name(name).spawn({
             let queue = queue.clone();
-            move || run(&queue, &*log, &router, &*transport, &fatal)
+            move || {
+                let _end_on_panic = EndOnPanic { thread: "log", fatal: fatal.clone() };
+                run(&queue, &*log, &router, &*transport, &fatal)
+            }
         })?;
         Ok(LogWriter { queue, thread })
     }

@@ -30,7 +30,7 @@ impl Peer {
         let mine = epoch(&self.meta().region);
         if m.to.id != self.peer.id {
             // For a later incarnation of the replica: this one was removed and does not know it yet.
-            if m.to.id > self.peer.id && !is_older(&m.epoch, &mine) {
+            if m.to.id > self.peer.id && !is_older(&m.epoch, &mine) && m.epoch.conf_ver > mine.conf_ver {
                 self.destroy(ctx, out);
             }
             return;
@@ -46,6 +46,10 @@ impl Peer {
             Payload::Raft(_) if !member && is_older(&m.epoch, &mine) => {
                 // It was removed and campaigns or answers from the past: tell it.
                 out.early.push(self.message(m.from, Payload::Tombstone));
+            }
+            Payload::Raft(_) if !member && m.epoch.conf_ver == mine.conf_ver => {
+                // The membership it claims to know is the one known here, and it is not in it.
+                tracing::debug!(region = self.region_id, peer = m.from.id, "message of a stranger");
             }
             Payload::Raft(raft) => {
                 self.heard.insert(m.from.id, (m.from, ctx.now));

@@ -63,6 +63,21 @@ pub struct WorkerOptions {
     pub threaded_apply: bool,
 }
 
+/// Ends the store when the thread that holds this panics: what the thread held is gone, and whoever waits for it would
+/// wait for ever.
+pub struct EndOnPanic {
+    pub thread: &'static str,
+    pub fatal: Fatal,
+}
+
+impl Drop for EndOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            (self.fatal)(format!("the {} thread panicked", self.thread));
+        }
+    }
+}
+
 enum Log {
     Inline(Arc<dyn LogStore>),
     Threaded(LogWriter),
@@ -100,6 +115,7 @@ impl RaftWorker {
         let mut turn = Turn { shard: o.shard, out: o.first, log, apply, transport, tasks, stalled: false };
         let fatal = o.fatal;
         let thread = thread.spawn(move || {
+            let _end_on_panic = EndOnPanic { thread: "raft", fatal: fatal.clone() };
             if let Err(error) = turn.run(&inbox) {
                 inbox.close();
                 fatal(error.to_string());

@@ -247,18 +247,18 @@ impl Tikv for KvService {
     }
 
     async fn raft(&self, request: Request<Streaming<RaftMessage>>) -> Result<Response<Done>, Status> {
-        raft_service::raft(&self.shared, request.into_inner()).await
+        raft_service::raft(&self.shared, request).await
     }
 
     async fn batch_raft(
         &self,
         request: Request<Streaming<BatchRaftMessage>>,
     ) -> Result<Response<Done>, Status> {
-        raft_service::batch_raft(&self.shared, request.into_inner()).await
+        raft_service::batch_raft(&self.shared, request).await
     }
 
     async fn snapshot(&self, request: Request<Streaming<SnapshotChunk>>) -> Result<Response<Done>, Status> {
-        raft_service::snapshot(&self.shared, request.into_inner()).await
+        raft_service::snapshot(&self.shared, request).await
     }
 
     /// No timestamp is known to be safe for stale reads: 0 makes clients read from leaders.

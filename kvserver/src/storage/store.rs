@@ -16,6 +16,10 @@ use crate::error::RegionResult;
 use crate::raftstore::meta::region_view::ViewRegistry;
 use crate::raftstore::meta::values::RegionStatus;
 
+/// Metadata of streams between stores: the sender's cluster. Region and peer ids of two clusters are alike, so that a
+/// store that was reached under an address of another cluster must not take what was meant for its neighbour.
+pub const CLUSTER_ID_KEY: &str = "kvasir-cluster-id";
+
 /// Where messages of other stores go in.
 pub trait RaftIngress: Send + Sync + 'static {
     /// Takes one message. Does not wait; a message for which there is no room is dropped, as on any network.

@@ -46,6 +46,8 @@ pub enum MessageError {
     Misaddressed,
     #[error("message type {0} never travels between stores")]
     LocalType(i32),
+    #[error("{what} {value} is not a number that any log reaches")]
+    OutOfRange { what: &'static str, value: u64 },
     #[error("extra message {0} is not known to this build")]
     UnknownExtra(i32),
 }
@@ -147,6 +149,7 @@ fn raft_part(bytes: &Bytes, from: u64, to: u64) -> Result<eraftpb::Message, Mess
             return Err(MessageError::LocalType(m.msg_type as i32));
         }
     }
+    check_numbers(&m)?;
     if m.msg_type == MsgSnapshot && m.get_snapshot().get_metadata().index == 0 {
         return Err(MessageError::Missing("the snapshot's index"));
     }
@@ -160,6 +163,34 @@ fn raft_part(bytes: &Bytes, from: u64, to: u64) -> Result<eraftpb::Message, Mess
     Ok(m)
 }
 
+/// No term or index comes near this; beyond it the library's sums would overflow.
+const NUMBER_MAX: u64 = 1 << 62;
+
+/// The library takes a message without a term for one of its own, and counts on from the numbers in the others.
+fn check_numbers(m: &eraftpb::Message) -> Result<(), MessageError> {
+    if m.term == 0 && m.msg_type != eraftpb::MessageType::MsgReadIndex {
+        return Err(MessageError::Missing("the term"));
+    }
+    let last = m.get_entries().last().map_or(0, |entry| entry.index.max(entry.term));
+    let snapshot = m.get_snapshot().get_metadata();
+    for (what, value) in [
+        ("term", m.term),
+        ("log term", m.log_term),
+        ("index", m.index),
+        ("index", last),
+        ("index", snapshot.index),
+        ("term", snapshot.term),
+        ("commit", m.commit),
+        ("commit term", m.commit_term),
+        ("hint", m.reject_hint),
+    ] {
+        if value >= NUMBER_MAX {
+            return Err(MessageError::OutOfRange { what, value });
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -167,7 +198,7 @@ mod tests {
     fn message(kind: eraftpb::MessageType) -> PeerMessage {
         let mut m = eraftpb::Message::default();
         m.set_msg_type(kind);
-        (m.from, m.to, m.index) = (11, 12, 4);
+        (m.from, m.to, m.term, m.index) = (11, 12, 2, 4);
         let mut e = eraftpb::Entry::default();
         (e.index, e.data) = (5, Bytes::from_static(b"data"));
         m.entries.push(e);
@@ -198,6 +229,22 @@ mod tests {
         let mut garbage = message(eraftpb::MessageType::MsgAppend).into_wire();
         garbage.message = Bytes::from_static(b"\xff\xff\xff");
         assert!(matches!(PeerMessage::from_wire(garbage), Err(MessageError::Unreadable(_))));
+        let changed = |change: fn(&mut eraftpb::Message)| {
+            let mut message = message(eraftpb::MessageType::MsgHeartbeat);
+            let Payload::Raft(m) = &mut message.payload else { unreachable!() };
+            change(m);
+            PeerMessage::from_wire(message.into_wire()).unwrap_err()
+        };
+        assert_eq!(changed(|m| m.term = 0), MessageError::Missing("the term"));
+        for change in [
+            (|m| m.term = u64::MAX) as fn(&mut eraftpb::Message),
+            |m| m.commit = u64::MAX,
+            |m| m.log_term = u64::MAX,
+            |m| (m.index, m.entries) = (u64::MAX, Default::default()),
+            |m| m.reject_hint = u64::MAX,
+        ] {
+            assert!(matches!(changed(change), MessageError::OutOfRange { .. }));
+        }
         let mut gap = message(eraftpb::MessageType::MsgAppend);
         let Payload::Raft(m) = &mut gap.payload else { unreachable!() };
         m.entries[0].index = 9;

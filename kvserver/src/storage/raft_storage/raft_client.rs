@@ -1,12 +1,15 @@
 //! gRPC connections from store to store.
 //!
-//! Owns the settings of such a connection. A broken one is noticed by pings even when nobody writes: whole
+//! Owns the settings of such a connection, and says on every stream which cluster it comes from. A broken one is noticed by pings even when nobody writes: whole
 //! regions wait for the news that a store is gone.
 
 use std::time::Duration;
 
 use kvproto::tikvpb::tikv_client::TikvClient;
+use tonic::Request;
 use tonic::transport::{Channel, Endpoint};
+
+use crate::storage::store::CLUSTER_ID_KEY;
 
 /// Longest wait for a connection; a store that does not take one in this time counts as lost.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -30,6 +33,13 @@ pub async fn connect(address: &str) -> Result<TikvClient<Channel>, tonic::transp
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW);
     Ok(TikvClient::new(endpoint.connect().await?))
+}
+
+/// A request that says which cluster it comes from.
+pub fn of_cluster<S>(cluster_id: u64, stream: S) -> Request<S> {
+    let mut request = Request::new(stream);
+    request.metadata_mut().insert(CLUSTER_ID_KEY, cluster_id.into());
+    request
 }
 
 /// An error with its causes, which say what the socket met.

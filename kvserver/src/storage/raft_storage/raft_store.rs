@@ -234,7 +234,9 @@ impl Parts {
         let (views, lost) = (Arc::new(ViewRegistry::default()), LostStores::default());
         let resolver = Arc::new(Resolver::new(scheduler.clone()));
         let (counters, stopping) = (Counters::new()?, CancellationToken::new());
-        let network = Network { store_id, router: router.clone(), resolver, lost, counters, stopping };
+        let cluster_id = ident.cluster_id;
+        let network =
+            Network { cluster_id, store_id, router: router.clone(), resolver, lost, counters, stopping };
         let transfers = SnapRunner::new(network.clone(), disk.snaps.clone());
         let scheduler_task = SchedulerTask::default();
         let (sender, limits) = (Arc::new(transfers.clone()), config.coprocessor.limits());

@@ -139,7 +139,11 @@ impl Inner {
         let first = SnapshotChunk { message: Some(message.into_wire()), data: Bytes::new() };
         let stream = futures::stream::iter([first]).chain(self.clone().paced(chunks));
         let limit = TIMEOUT + Duration::from_secs(bytes / SLOWEST_BYTES_PER_SECOND);
-        let sent = tokio::time::timeout(limit, client.snapshot(stream)).await;
+        let sent = tokio::time::timeout(
+            limit,
+            client.snapshot(raft_client::of_cluster(self.network.cluster_id, stream)),
+        )
+        .await;
         match sent {
             Ok(Ok(_)) => Ok(bytes),
             Err(_) => Err(TransferError::Timeout(limit)),

@@ -62,6 +62,7 @@ impl LostStores {
 /// What everything that talks to other stores works with. Clones share it.
 #[derive(Clone)]
 pub struct Network {
+    pub cluster_id: u64,
     pub store_id: u64,
     pub router: Router,
     pub resolver: Arc<Resolver>,
@@ -213,7 +214,8 @@ impl Link {
             tracing::info!(store = store_id, address, "connected again");
         }
         let since = clock::now();
-        let ended = client.batch_raft(self.clone().frames()).await;
+        let ended =
+            client.batch_raft(raft_client::of_cluster(network.cluster_id, self.clone().frames())).await;
         // What is left of the stream must not take messages from its successor.
         self.generation.fetch_add(1, Ordering::AcqRel);
         self.wake.notify_waiters();
@@ -294,6 +296,7 @@ mod tests {
             vec![metapb::Store { id: 2, address: address.into(), ..Default::default() }];
         let resolver = Arc::new(Resolver::new(Arc::new(scheduler)));
         let network = Network {
+            cluster_id: 1,
             store_id: 1,
             router,
             resolver,
