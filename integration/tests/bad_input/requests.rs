@@ -237,6 +237,13 @@ async fn limits_of_zero_and_of_the_maximum_are_taken_at_their_word() {
     };
     assert_eq!(victim.store.raw_batch_get(many).await.expect("an answer").into_inner().pairs.len(), 50_000);
 
+    victim.assert_well().await;
+}
+
+#[tokio::test]
+async fn times_to_live_of_the_maximum_and_in_the_wrong_number() {
+    let mut victim = Victim::start().await;
+    let context = Some(victim.at().await.context());
     let forever = pb::RawPutRequest {
         context: context.clone(),
         key: raw_key("t"),

@@ -286,8 +286,9 @@ impl Pd for GrpcService {
             let store = cluster.basic().store(id).ok_or(ClusterError::UnknownStore(id))?;
             Ok(Some((store.to_wire(), store.stats.clone())))
         })?;
-        let (store, stats) = found.map_or((None, None), |(store, stats)| (Some(store), stats));
-        Ok(Response::new(pdpb::GetStoreResponse { header, store, stats }))
+        // Clients of the field look into the store before they look at the error.
+        let (store, stats) = found.unwrap_or_default();
+        Ok(Response::new(pdpb::GetStoreResponse { header, store: Some(store), stats }))
     }
 
     async fn put_store(
