@@ -111,13 +111,14 @@ impl SchedulerClient {
             .await
     }
 
-    /// Asks the leader to let the scheduler with this name lead, or any other one. Succeeds when it does not lead any
-    /// more; the next one may need a moment.
-    pub async fn transfer_leader(&self, name: Option<&str>) -> Result<()> {
+    /// Asks the leader to let the scheduler with this name lead, or any other than `from`. Succeeds when the leader has
+    /// stepped back; the next one may need a moment. Nothing is done when the wished one leads, or `from` does not.
+    pub async fn transfer_leader(&self, name: Option<&str>, from: Option<&str>) -> Result<()> {
         self.inner
             .call_channel(self.timeout, |channel, header| {
-                let name = name.unwrap_or_default().to_string();
-                let request = TransferLeaderRequest { header: Some(header), name };
+                let text = |name: Option<&str>| name.unwrap_or_default().to_string();
+                let (name, from) = (text(name), text(from));
+                let request = TransferLeaderRequest { header: Some(header), name, from };
                 async move { MembersClient::new(channel).transfer_leader(request).await }
             })
             .await

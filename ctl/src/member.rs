@@ -71,16 +71,19 @@ fn leader(members: Vec<MemberView>) -> Option<MemberView> {
 /// Asks the leader to step back, and waits until another one leads.
 async fn transfer(global: &Global, name: Option<String>) -> Result<()> {
     let former = leader(all(global).await?).map(|leader| leader.name);
-    connect::scheduler(global).await?.transfer_leader(name.as_deref()).await?;
+    let from = former.as_deref().filter(|_| name.is_none());
+    connect::scheduler(global).await?.transfer_leader(name.as_deref(), from).await?;
+    let is_done = |leader: &MemberView| match &name {
+        Some(name) => leader.name == *name,
+        None => Some(&leader.name) != former.as_ref(),
+    };
     let (within, started) = (Duration::from_secs(global.timeout), Instant::now());
     loop {
-        let found = leader(all(global).await?).filter(|leader| Some(&leader.name) != former.as_ref());
-        if let Some(leader) = found {
+        if let Some(leader) = leader(all(global).await?).filter(is_done) {
             return global.output.print(&leader, facts);
         }
         if started.elapsed() >= within {
-            let text =
-                "the leader has stepped back and no other scheduler leads yet: see `kvctl member list`";
+            let text = "the wished scheduler does not lead yet: see `kvctl member list`";
             return Err(Error::Failed(text.into()));
         }
         tokio::time::sleep(ASK_AGAIN).await;

@@ -128,6 +128,6 @@ async fn calls_end_with_the_leadership_and_not_only_by_their_deadline() {
     let committing = leader.commit(Txn::synced(vec![put("k", "1")]));
     let ending = async { leader.ended.cancel() };
     let (committed, ()) = tokio::join!(tokio::time::timeout(Duration::from_secs(5), committing), ending);
-    assert!(matches!(committed.expect("long before the deadline"), Err(KvError::Unreachable(_))));
+    assert!(matches!(committed.expect("long before the deadline"), Err(KvError::NotLeader)));
     fixture.etcd.members[0].thaw();
 }

@@ -3,11 +3,14 @@
 
 use std::time::{Duration, Instant};
 
+use integration::cluster::group::{PREFIX, Scheduler};
 use integration::cluster::timestamps::TimestampLoad;
-use integration::cluster::{SchedulerGroup, wait_until};
+use integration::cluster::{Process, SchedulerGroup, binary, free_address, get, wait_until};
 use kvclient::{RawClient, SchedulerClient, SchedulerOptions};
+use kvproto::etcdserverpb::MemberListRequest;
+use kvproto::etcdserverpb::cluster_client::ClusterClient;
 use kvproto::pdpb::pd_client::PdClient;
-use kvproto::pdpb::{AllocIdRequest, IsBootstrappedRequest, RequestHeader};
+use kvproto::pdpb::{AllocIdRequest, GetMembersRequest, IsBootstrappedRequest, RequestHeader};
 use tikv_client::TimestampExt;
 
 const SOON: Duration = Duration::from_secs(30);
@@ -44,7 +47,11 @@ async fn timestamps_only_grow_whatever_happens_to_the_leader() {
             }
             Fate::SteppedBack => {
                 let to = group.schedulers[(leader + 1) % 3].name.clone();
-                patient(&group.endpoints()).await.transfer_leader(Some(&to)).await.expect("it steps back");
+                patient(&group.endpoints())
+                    .await
+                    .transfer_leader(Some(&to), None)
+                    .await
+                    .expect("it steps back");
             }
         }
         let next = group.wait_other_leader(leader).expect("another leader");
@@ -113,7 +120,7 @@ async fn a_frozen_leader_that_wakes_up_writes_nothing() {
     let header = Some(RequestHeader { cluster_id, ..Default::default() });
     pd.is_bootstrapped(IsBootstrappedRequest { header: header.clone() }).await.expect("it leads");
 
-    frozen.process.freeze();
+    frozen.freeze().expect("a frozen leader");
     let late = tokio::spawn(async move { pd.alloc_id(AllocIdRequest { header, count: 5000 }).await });
     group.wait_other_leader(leader).expect("another leader");
     let mut etcd =
@@ -156,7 +163,7 @@ async fn etcd_may_lose_a_member_and_be_away_for_a_while() {
 
     let away = Instant::now();
     group.etcd.members.iter().for_each(|member| member.freeze());
-    let is_known = |scheduler: &integration::cluster::group::Scheduler| {
+    let is_known = |scheduler: &Scheduler| {
         scheduler.metric("scheduler_etcd_up") == Some(0.0)
             && scheduler.metric("scheduler_is_leader") == Some(0.0)
     };
@@ -182,4 +189,90 @@ async fn etcd_may_lose_a_member_and_be_away_for_a_while() {
     load.wait_more(SOON).expect("timestamps");
     group.wait_replicated().expect("reports of all stores");
     load.finish().await.unwrap_or_else(|wrong| panic!("{wrong}"));
+}
+
+/// Answers of a scheduler that does not lead.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_names_the_leader_passes_on_what_it_may_and_refuses_the_rest() {
+    let group = SchedulerGroup::start(1, 2, 0).expect("two schedulers");
+    let leader = group.wait_leader().expect("a leader");
+    let follower = &group.schedulers[1 - leader];
+    let url = format!("http://{}", follower.address);
+    let mut pd = PdClient::connect(url.clone()).await.expect("a connection");
+    let members = pd.get_members(GetMembersRequest::default()).await.expect("members").into_inner();
+    assert_eq!(members.leader.map(|leader| leader.name), Some(group.schedulers[leader].name.clone()));
+    assert_eq!(members.members.len(), 2);
+    let cluster_id = members.header.expect("a header").cluster_id;
+    let header = Some(RequestHeader { cluster_id, ..Default::default() });
+
+    let refused =
+        pd.alloc_id(AllocIdRequest { header: header.clone(), count: 1 }).await.expect_err("a follower");
+    assert_eq!((refused.code(), refused.message()), (tonic::Code::Unavailable, "not leader"));
+    let mut request = tonic::Request::new(AllocIdRequest { header, count: 1 });
+    request.metadata_mut().insert("pd-forwarded-host", url.parse().expect("a value"));
+    assert!(pd.alloc_id(request).await.expect("the leader's answer").into_inner().id > 0);
+    let mut etcd = ClusterClient::connect(url).await.expect("a connection");
+    let list = etcd.member_list(MemberListRequest::default()).await.expect("members as etcd lists them");
+    assert_eq!(list.into_inner().members.len(), 2);
+
+    let page = |path| get(follower.address, path, SOON).expect("an answer");
+    assert_eq!(page("/pd/api/v1/regions").json().expect("the leader's JSON")["count"], 0);
+    assert_eq!(page("/pd/api/v1/region/id/77").status, 404, "the leader's refusal");
+    let health = page("/pd/api/v1/health").json().expect("JSON");
+    assert!(
+        health.as_array().is_some_and(|all| all.len() == 2 && all.iter().all(|one| one["health"] == true))
+    );
+    assert!(page("/pd/api/v2/ready").is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kvctl_shows_schedulers_and_lets_another_one_lead() {
+    let group = SchedulerGroup::start(1, 2, 0).expect("two schedulers");
+    let leader = group.wait_leader().expect("a leader");
+    let (old, new) = (&group.schedulers[leader].name, &group.schedulers[1 - leader].name);
+    let kvctl = |args: &[&str]| {
+        let schedulers = ["--scheduler".to_string(), group.endpoints().join(",")];
+        let program = binary("kvctl").expect("kvctl");
+        std::process::Command::new(program).args(schedulers).args(args).output().expect("it runs")
+    };
+    let json = |args: &[&str]| -> serde_json::Value {
+        let output = kvctl(&[args, &["--output", "json"]].concat());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).expect("JSON")
+    };
+    let line = |member: &serde_json::Value| {
+        let text = |key: &str| member[key].as_str().unwrap_or_default().to_string();
+        (text("name"), member["leader"] == true, text("health"))
+    };
+    let mut want = [(old.clone(), true, "healthy".to_string()), (new.clone(), false, "healthy".to_string())];
+    want.sort_unstable();
+    let is_listed =
+        || json(&["member", "list"]).as_array().expect("a list").iter().map(line).eq(want.iter().cloned());
+    // A scheduler that has just started may need a moment to hear of the leader.
+    wait_until("both schedulers in the list, healthy", SOON, is_listed).expect("a list of both");
+    assert_eq!(json(&["member", "leader", "show"])["name"], old.as_str());
+    assert_eq!(json(&["member", "leader", "transfer", new])["name"], new.as_str());
+    assert_eq!(json(&["member", "leader", "transfer", new])["name"], new.as_str(), "it leads already");
+    assert_eq!(json(&["member", "leader", "transfer"])["name"], old.as_str(), "any other one");
+    let refused = kvctl(&["member", "leader", "transfer", "nobody"]);
+    let message = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && message.contains("there are: s1, s2"), "{message}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_scheduler_of_the_same_name_is_refused_and_other_clusters_share_the_etcd() {
+    let group = SchedulerGroup::start(1, 1, 0).expect("a scheduler");
+    let launch = group.scheduler_launch("s1", PREFIX, free_address()).expect("a launch");
+    let mut second = Process::start(launch).expect("a process");
+    assert!(!second.wait_exit(SOON).expect("it ends").success());
+    assert!(second.log_tail().contains("choose another --name"), "{}", second.log_tail());
+
+    let address = free_address();
+    let launch = group.scheduler_launch("s1", "another", address).expect("a launch");
+    let process = Process::start(launch).expect("a process");
+    let mut other = Scheduler { process, address, name: "s1".into() };
+    other.wait_serving().expect("it serves");
+    wait_until("the leader of the other cluster", SOON, || other.leads()).expect("it leads its own cluster");
+    let ours = patient(&group.endpoints()).await.cluster_id();
+    assert_ne!(patient(&[address.to_string()]).await.cluster_id(), ours);
 }

@@ -27,8 +27,13 @@ struct Process {
 
 impl Process {
     fn start(data_dir: &str) -> Process {
-        let args = ["--client-urls", "http://127.0.0.1:0", "--log-format", "json", "--data-dir", data_dir];
-        let mut child = scheduler().args(args).stderr(Stdio::piped()).spawn().unwrap();
+        Process::start_with(&["--data-dir", data_dir])
+    }
+
+    fn start_with(args: &[&str]) -> Process {
+        let mut command = scheduler();
+        command.args(["--client-urls", "http://127.0.0.1:0", "--log-format", "json"]).args(args);
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let stderr = child.stderr.take().unwrap();
         let (sender, lines) = sync_channel(1000);
         std::thread::spawn(move || {
@@ -49,11 +54,21 @@ impl Process {
     }
 
     fn terminate(&mut self) -> ExitStatus {
+        self.signal_to_stop();
+        self.line("scheduler stopped");
+        self.child.wait().unwrap()
+    }
+
+    /// Stops a process that never served.
+    fn stop(&mut self) -> ExitStatus {
+        self.signal_to_stop();
+        self.child.wait().unwrap()
+    }
+
+    fn signal_to_stop(&self) {
         let pid = libc::pid_t::try_from(self.child.id()).unwrap();
         // SAFETY: kill has no memory effects, and the pid is that of a child that was not waited for yet.
         assert_eq!(unsafe { libc::kill(pid, libc::SIGTERM) }, 0);
-        self.line("scheduler stopped");
-        self.child.wait().unwrap()
     }
 }
 
@@ -99,4 +114,21 @@ fn a_second_process_on_the_same_data_is_refused_and_sigterm_stops_the_first() {
     let mut again = Process::start(data_dir);
     assert_eq!(again.line("scheduler serves")["fields"]["cluster_id"], served["fields"]["cluster_id"]);
     assert!(again.terminate().success());
+}
+
+#[test]
+fn a_start_without_etcd_says_what_it_waits_for_and_can_be_stopped() {
+    // A port that nobody listens on, and nobody gets while it is bound here.
+    let unused = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let url = format!("etcd://{}", unused.local_addr().unwrap());
+    let mut waiting = Process::start_with(&["--metadata", &url]);
+    let line = waiting.line("waiting for etcd");
+    let error = line["fields"]["error"].as_str().unwrap();
+    assert!(error.contains("etcd cannot be reached") && error.contains("check that most of its members run"));
+    assert!(waiting.stop().success());
+
+    let output = run(&["--metadata", "consul://a:1"]);
+    assert!(!output.status.success());
+    let message = text(&output.stderr);
+    assert!(message.contains("write etcd://HOST:PORT"), "{message}");
 }

@@ -211,8 +211,24 @@ async fn a_new_cluster_gets_three_replicas_in_moments() {
     assert_eq!(known.leader, Some(leader.region.peers[0]));
     server.shutdown().await;
     // The stream ends with the server, without an error that a store would log.
-    let end = leader.commands.message().await.unwrap_err();
-    assert_eq!((end.code(), end.message()), (Code::Unavailable, "not leader"));
+    assert!(matches!(leader.commands.message().await, Ok(None)));
+}
+
+#[tokio::test]
+async fn a_question_waits_for_the_report_that_a_new_leader_does_not_have_yet() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(config(dir.path())).await.unwrap();
+    Client::of(&server).await.bootstrap(None).await;
+    server.shutdown().await;
+
+    let server = Server::start(config(dir.path())).await.unwrap();
+    let mut client = Client::of(&server).await;
+    let mut other = Client::of(&server).await;
+    let leader = Leader::of(&mut client).await;
+    // The question goes out first.
+    let (answer, ()) = tokio::join!(other.region(b"any"), leader.report());
+    assert_eq!(answer.leader, Some(leader.region.peers[0]), "the record in the metadata names no leader");
+    server.shutdown().await;
 }
 
 #[tokio::test]

@@ -16,6 +16,9 @@ use super::{
 /// A process that is frozen must not hold up the question to the others for long.
 const ANSWER_WITHIN: Duration = Duration::from_millis(500);
 
+/// What the keys of a group's cluster begin with in etcd, after `/kvasir/`.
+pub const PREFIX: &str = "test";
+
 /// One scheduler.
 #[derive(Debug)]
 pub struct Scheduler {
@@ -35,6 +38,19 @@ impl Scheduler {
     /// Whether it says that it leads.
     pub fn leads(&self) -> bool {
         self.metric("scheduler_is_leader") == Some(1.0)
+    }
+
+    /// Freezes it, and waits until none of its threads runs any more.
+    pub fn freeze(&self) -> Result<(), ClusterError> {
+        self.process.freeze();
+        let tasks = format!("/proc/{}/task", self.process.pid().unwrap_or_default());
+        wait_until("a frozen process", READY_WITHIN, || {
+            let Ok(mut threads) = std::fs::read_dir(&tasks) else { return false };
+            threads.all(|thread| {
+                let stat = thread.and_then(|thread| std::fs::read_to_string(thread.path().join("stat")));
+                stat.is_ok_and(|stat| stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T')))
+            })
+        })
     }
 
     /// Waits until it answers.
@@ -73,11 +89,16 @@ impl SchedulerGroup {
         Ok(group)
     }
 
-    /// How a scheduler of this cluster with that name is started.
-    pub fn scheduler_launch(&self, name: &str, address: SocketAddr) -> Result<Launch, ClusterError> {
+    /// How a scheduler with that name is started, of the cluster with that prefix.
+    pub fn scheduler_launch(
+        &self,
+        name: &str,
+        prefix: &str,
+        address: SocketAddr,
+    ) -> Result<Launch, ClusterError> {
         let args = flags(&[
             ("--name", name),
-            ("--metadata", &self.etcd.metadata_url("test")),
+            ("--metadata", &self.etcd.metadata_url(prefix)),
             ("--client-urls", &format!("http://{address}")),
         ]);
         let log = self.dir.path().join(format!("{name}-{}.log", address.port()));
@@ -86,7 +107,7 @@ impl SchedulerGroup {
 
     fn add_scheduler(&mut self, name: &str) -> Result<(), ClusterError> {
         let address = free_address();
-        let process = Process::start(self.scheduler_launch(name, address)?)?;
+        let process = Process::start(self.scheduler_launch(name, PREFIX, address)?)?;
         self.schedulers.push(Scheduler { process, address, name: name.into() });
         Ok(())
     }

@@ -97,14 +97,14 @@ impl EtcdKv {
         EtcdKv { pool, runtime: Handle::current(), keys, fence, committed: AtomicU64::new(0), ended }
     }
 
-    fn call<T, F, Fut>(&self, within: Duration, attempt: F) -> Result<T, EtcdError>
+    /// Makes a call, unless the leadership ends first: that is the outer error.
+    fn call<T, F, Fut>(&self, within: Duration, attempt: F) -> Result<Result<T, EtcdError>, KvError>
     where
         F: Fn(Client) -> Fut,
         Fut: Future<Output = Result<T, etcd_client::Error>>,
     {
         let call = self.ended.run_until_cancelled(self.pool.call(within, attempt));
-        let outcome = self.runtime.block_on(call);
-        outcome.unwrap_or_else(|| Err(EtcdError::Unreachable("the leadership is over".into())))
+        self.runtime.block_on(call).ok_or(KvError::NotLeader)
     }
 
     /// The value of the commit record after `number` commits.
@@ -164,7 +164,12 @@ impl EtcdKv {
         Err(KvError::Conflict { key: key.into_owned() })
     }
 
-    fn read_page(&self, from: &[u8], end: &[u8], limit: usize) -> Result<GetResponse, EtcdError> {
+    fn read_page(
+        &self,
+        from: &[u8],
+        end: &[u8],
+        limit: usize,
+    ) -> Result<Result<GetResponse, EtcdError>, KvError> {
         let options = GetOptions::new().with_range(end).with_limit(limit as i64);
         self.call(READ_WITHIN, |mut client| {
             let (from, options) = (from.to_vec(), options.clone());
@@ -179,7 +184,7 @@ impl Kv for EtcdKv {
         let mut found = self.call(READ_WITHIN, |mut client| {
             let key = key.clone();
             async move { client.get(key, None).await }
-        })?;
+        })??;
         Ok(found.take_kvs().pop().map(|kv| Bytes::from(kv.into_key_value().1)))
     }
 
@@ -189,7 +194,7 @@ impl Kv for EtcdKv {
         let (mut pairs, mut page) = (Vec::new(), PAGE);
         while from < end && pairs.len() < limit {
             let want = page.min(limit - pairs.len());
-            let mut found = match self.read_page(&from, &end, want) {
+            let mut found = match self.read_page(&from, &end, want)? {
                 // The page is larger than a message may be.
                 Err(EtcdError::Refused { code: Code::OutOfRange | Code::ResourceExhausted, .. })
                     if want > 1 =>
@@ -222,7 +227,7 @@ impl Kv for EtcdKv {
         let response = self.call(COMMIT_WITHIN, |mut client| {
             let request = request.clone();
             async move { client.txn(request).await }
-        })?;
+        })??;
         if !response.succeeded() {
             self.judge(&response, number, txn)?;
         }

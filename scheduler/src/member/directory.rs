@@ -62,7 +62,8 @@ impl View {
     }
 }
 
-/// See the module.
+/// See the module. At first it knows nothing.
+#[derive(Default)]
 pub struct Directory {
     view: watch::Sender<View>,
     /// One read after the other, so that an older view never replaces a newer one.
@@ -70,14 +71,9 @@ pub struct Directory {
 }
 
 impl Directory {
-    /// A directory that knows nothing yet.
-    pub fn new() -> Directory {
-        Directory { view: watch::Sender::new(View::default()), reading: tokio::sync::Mutex::new(()) }
-    }
-
     /// The directory of a scheduler that is alone, and so the leader.
     pub fn alone(me: Member) -> Directory {
-        let directory = Directory::new();
+        let directory = Directory::default();
         let leader = Some(Leader { member: me.clone(), revision: 0 });
         directory.view.send_replace(View { members: vec![me], leader, next: None });
         directory

@@ -60,8 +60,6 @@ pub trait Lead: Send + Sync + 'static {
 pub enum TransferError {
     #[error("not leader")]
     NotLeader,
-    #[error("{0} leads already")]
-    LeadsAlready(String),
     #[error("there is no other scheduler that could lead")]
     Alone,
     #[error("there is no scheduler named {name:?}; there are: {known}")]
@@ -173,7 +171,8 @@ impl Elector {
         let put = TxnOp::put(key.clone(), value.as_ref(), Some(PutOptions::new().with_lease(lease)));
         let request = etcd_client::Txn::new()
             .when([Compare::create_revision(key.clone(), CompareOp::Equal, 0)])
-            .and_then([put])
+            // Whoever was named as the next leader had its turn: the name must not count in the next election.
+            .and_then([put, TxnOp::delete(self.keys.next(), None)])
             .or_else([TxnOp::get(key, None)]);
         let response = self
             .pool
@@ -248,9 +247,6 @@ impl Elector {
             return Err(TransferError::Alone);
         }
         let Some(name) = &transfer.to else { return Ok(()) };
-        if *name == self.me.name {
-            return Err(TransferError::LeadsAlready(name.clone()));
-        }
         if !members.iter().any(|member| member.name == *name) {
             let known: Vec<String> = members.into_iter().map(|member| member.name).collect();
             return Err(TransferError::UnknownMember { name: name.clone(), known: known.join(", ") });
@@ -319,19 +315,23 @@ pub async fn agree_on_cluster_id(
     }
 }
 
-/// Keeps this scheduler in the list of members for ever. It stays there for a while after its end, so that an
-/// operator sees who is missing.
-pub async fn stay_registered(pool: Arc<EtcdPool>, keys: Keys, me: Member) {
+/// Keeps this scheduler, registered with this lease, in the list of members for ever. It stays there for a while after
+/// its end, so that an operator sees who is missing.
+pub async fn stay_registered(pool: Arc<EtcdPool>, keys: Keys, me: Member, mut lease: i64) {
     loop {
-        match register(&pool, &keys, &me).await {
-            Ok(lease) => while_renewed(&pool, lease).await,
-            Err(error) => tracing::warn!(%error, "this scheduler cannot register itself as a member"),
-        }
-        tokio::time::sleep(RETRY).await;
+        while_renewed(&pool, lease).await;
+        lease = loop {
+            match register(&pool, &keys, &me).await {
+                Ok(lease) => break lease,
+                Err(error) => tracing::warn!(%error, "this scheduler cannot register itself as a member"),
+            }
+            tokio::time::sleep(RETRY).await;
+        };
     }
 }
 
-async fn register(pool: &EtcdPool, keys: &Keys, me: &Member) -> Result<i64, EtcdError> {
+/// Puts a scheduler into the list of members; returns the lease under which it stays there.
+pub async fn register(pool: &EtcdPool, keys: &Keys, me: &Member) -> Result<i64, EtcdError> {
     let lease = pool
         .call(CALL_WITHIN, |mut client| async move { client.lease_grant(FORGET_S, None).await })
         .await?

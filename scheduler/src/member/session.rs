@@ -97,6 +97,11 @@ async fn renew(
     loop {
         ticks.tick().await;
         let left = Duration::from_millis(lease.left_ms(boot_ms()));
+        if left.is_zero() {
+            tracing::warn!("the lease in etcd was not renewed in time: this process did not run for a while");
+            lost.cancel();
+            return;
+        }
         let renewal = |mut client: etcd_client::Client| async move {
             let sent_at_ms = boot_ms();
             client.lease_keep_alive(id).await?;

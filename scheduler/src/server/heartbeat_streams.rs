@@ -12,7 +12,6 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
 
-use super::dispatch::not_leader;
 use super::grpc_service::{check_cluster, unavailable};
 use super::state::{ChangeError, State};
 use crate::error::ClusterError;
@@ -90,13 +89,7 @@ impl Reporter {
                 report = reports.next() => report,
                 () = stopping.cancelled() => None,
             };
-            let Some(report) = report else {
-                if stopping.is_cancelled() {
-                    // A full queue ends as well, only without the reason.
-                    let _unread = self.sender.try_send(Err(not_leader())).is_err();
-                }
-                break;
-            };
+            let Some(report) = report else { break };
             let outcome = match report {
                 Ok(report) => self.handle(report).await,
                 Err(status) => Err(status),

@@ -146,7 +146,7 @@ fn transferred(outcome: Result<(), TransferError>) -> Answer {
         Err(error) => {
             let status = match error {
                 TransferError::UnknownMember { .. } => StatusCode::NOT_FOUND,
-                TransferError::LeadsAlready(_) | TransferError::Alone => StatusCode::CONFLICT,
+                TransferError::Alone => StatusCode::CONFLICT,
                 TransferError::NotLeader | TransferError::Etcd(_) => StatusCode::SERVICE_UNAVAILABLE,
             };
             Err(Failure(status, error.to_string()))

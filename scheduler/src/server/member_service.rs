@@ -134,17 +134,19 @@ impl Members for MemberService {
     ) -> Result<Response<TransferLeaderResponse>, Status> {
         let request = request.into_inner();
         check_cluster(self.node.cluster_id, request.header.as_ref())?;
+        let node = &self.node;
+        if !request.from.is_empty() && request.from != node.me.name && node.leading_term().is_some() {
+            return Ok(Response::new(TransferLeaderResponse { header: Some(node.header()) }));
+        }
         let to = Some(request.name).filter(|name| !name.is_empty());
         tracing::info!(to, "asked to let another scheduler lead");
-        self.node.transfer_leader(to).await.map_err(|error| match error {
+        node.transfer_leader(to).await.map_err(|error| match error {
             TransferError::NotLeader => not_leader(),
             TransferError::UnknownMember { .. } => Status::not_found(error.to_string()),
-            TransferError::LeadsAlready(_) | TransferError::Alone => {
-                Status::failed_precondition(error.to_string())
-            }
+            TransferError::Alone => Status::failed_precondition(error.to_string()),
             TransferError::Etcd(_) => Status::unavailable(error.to_string()),
         })?;
-        Ok(Response::new(TransferLeaderResponse { header: Some(self.node.header()) }))
+        Ok(Response::new(TransferLeaderResponse { header: Some(node.header()) }))
     }
 }
 

@@ -145,7 +145,12 @@ fn run(kv: &dyn Kv, mut jobs: mpsc::Receiver<Job>, failure: &OnceLock<KvError>) 
             continue;
         }
         if let Err(error) = kv.commit(&batch) {
-            tracing::error!(%error, "metadata cannot be written: all changes are refused from here on");
+            match error {
+                KvError::NotLeader => tracing::info!("changes are left to another scheduler from here on"),
+                _ => {
+                    tracing::error!(%error, "metadata cannot be written: all changes are refused from here on")
+                }
+            }
             // Both before the waiters wake: they find the reason, and nobody gets a place any more.
             let _first = failure.set(error).is_ok();
             jobs.close();

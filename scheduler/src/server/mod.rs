@@ -140,9 +140,9 @@ impl Server {
     ) -> Result<Server, Error> {
         let clock = Clock::start();
         let me = Member { id: id_of(&config.name), name: config.name.clone(), client_urls };
-        let proposed = choose_cluster_id(clock.now_ms());
-        let cluster_id = loop {
-            match election::agree_on_cluster_id(&pool, &keys, proposed).await {
+        let (directory, proposed) = (Arc::new(Directory::default()), choose_cluster_id(clock.now_ms()));
+        let (cluster_id, lease) = loop {
+            match join(&pool, &keys, &me, &directory, proposed).await {
                 Err(Error::Kv(error @ KvError::Unreachable(_))) => {
                     tracing::warn!(%error, "waiting for etcd");
                     tokio::time::sleep(START_RETRY).await;
@@ -150,9 +150,6 @@ impl Server {
                 other => break other?,
             }
         };
-        let directory = Arc::new(Directory::new());
-        directory.refresh(&pool, &keys).await.map_err(KvError::from)?;
-        refuse_namesake(&directory, &me, cluster_id).await?;
         let (sender, transfers) = mpsc::channel(TRANSFERS_MAX);
         let node = Arc::new(Node {
             directory: directory.clone(),
@@ -177,7 +174,7 @@ impl Server {
         let electing = tokio::spawn(elector.run(leader, stopping.clone()));
         let follow = directory.follow(pool.clone(), keys.clone());
         let following = until_stop(&stopping, follow);
-        let registered = until_stop(&stopping, election::stay_registered(pool, keys, me));
+        let registered = until_stop(&stopping, election::stay_registered(pool, keys, me, lease));
         Ok(Server::serve(node, listener, addr, stopping, vec![electing, following, registered]))
     }
 
@@ -240,6 +237,21 @@ fn until_stop(
 fn new_metrics(uses_etcd: bool) -> Result<Arc<Metrics>, Error> {
     let metrics = Metrics::new(uses_etcd).map_err(|e| Error::Config(format!("metrics: {e}")))?;
     Ok(Arc::new(metrics))
+}
+
+/// Takes a place among the schedulers of the cluster: returns the cluster's id, and the lease of the place.
+async fn join(
+    pool: &EtcdPool,
+    keys: &Keys,
+    me: &Member,
+    directory: &Directory,
+    proposed: u64,
+) -> Result<(u64, i64), Error> {
+    let cluster_id = election::agree_on_cluster_id(pool, keys, proposed).await?;
+    directory.refresh(pool, keys).await.map_err(KvError::from)?;
+    refuse_namesake(directory, me, cluster_id).await?;
+    let lease = election::register(pool, keys, me).await.map_err(KvError::from)?;
+    Ok((cluster_id, lease))
 }
 
 /// Two schedulers with one name would take each other's place in the list of members.

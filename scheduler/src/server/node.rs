@@ -105,10 +105,13 @@ impl Node {
         self.metrics.render()
     }
 
-    /// Gives the lead to the member with this name, or to any other one.
+    /// Gives the lead to the member with this name, or to any other one; nothing to do when it has the lead already.
     pub async fn transfer_leader(&self, to: Option<String>) -> Result<(), TransferError> {
         if self.leading_term().is_none() {
             return Err(TransferError::NotLeader);
+        }
+        if to.as_ref() == Some(&self.me.name) {
+            return Ok(());
         }
         let (done, outcome) = oneshot::channel();
         let transfer = Transfer { to, done };
