@@ -1,7 +1,7 @@
-//! Tests that need more than one crate: clusters of real processes, what drives them, and the benchmark
-//! beside other systems. Sees every crate of the
-//! workspace; no crate sees it.
+//! Tests that need more than one crate: clusters of real processes, what drives them, the simulator, the
+//! fuzzer, and the benchmark beside other systems. Sees every crate of the workspace; no crate sees it.
 
 pub mod bench;
 pub mod cluster;
+pub mod fuzz;
 pub mod sim;

@@ -8,7 +8,10 @@ use kvproto::metapb;
 use kvproto::tikvpb::batch_commands_request::{self, request::Cmd};
 use kvproto::tikvpb::batch_commands_response::response::Cmd as Answer;
 use kvproto::tikvpb::{BatchCommandsEmptyRequest, BatchCommandsRequest};
-use tonic::Code;
+use tonic::client::GrpcService;
+use tonic::codegen::http;
+use tonic::transport::Channel;
+use tonic::{Code, Status};
 
 use super::Victim;
 
@@ -262,6 +265,26 @@ async fn times_to_live_of_the_maximum_and_in_the_wrong_number() {
     };
     let answer = victim.store.raw_batch_put(uneven).await.expect("an answer").into_inner();
     assert!(answer.error.contains("times to live"), "{}", answer.error);
+    victim.assert_well().await;
+}
+
+/// Only the length is there: a gigabyte is to follow. Waiting for it, or making room for it, would be a mistake.
+#[tokio::test]
+async fn a_length_that_no_request_has_is_refused_before_its_bytes_come() {
+    let mut victim = Victim::start().await;
+    let address = format!("http://{}", victim.cluster.stores[0].address);
+    let mut channel =
+        Channel::from_shared(address.clone()).expect("an address").connect().await.expect("a connection");
+    std::future::poll_fn(|cx| GrpcService::<tonic::body::Body>::poll_ready(&mut channel, cx))
+        .await
+        .expect("a channel");
+    let request = http::Request::post(format!("{address}/tikvpb.Tikv/RawGet"))
+        .header("content-type", "application/grpc")
+        .body(tonic::body::Body::new("\0@\0\0\0".to_string()))
+        .expect("a request");
+    let answer = GrpcService::<tonic::body::Body>::call(&mut channel, request).await.expect("an answer");
+    let status = Status::from_header_map(answer.headers()).expect("a status");
+    assert_eq!(status.code(), Code::OutOfRange, "{}", status.message());
     victim.assert_well().await;
 }
 

@@ -176,7 +176,7 @@ async fn requests_of_a_hundred_mebibytes_are_refused() {
     let channel = channel.connect().await.expect("a connection");
     let mut keyspaces = keyspacepb::keyspace_client::KeyspaceClient::new(channel);
     let name = String::from_utf8(huge.to_vec()).expect("text");
-    let request = keyspacepb::LoadKeyspaceRequest { header, name, ..Default::default() };
+    let request = keyspacepb::LoadKeyspaceRequest { header, name };
     let status = keyspaces.load_keyspace(request).await.expect_err("too large");
     assert!(matches!(status.code(), Code::OutOfRange | Code::ResourceExhausted), "{status:?}");
     victim.assert_well().await;

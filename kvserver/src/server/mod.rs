@@ -207,11 +207,15 @@ fn bytes(n: u64) -> usize {
     usize::try_from(n).unwrap_or(usize::MAX)
 }
 
-/// Requests may be of any size and compressed; replies are compressed only when this is configured, because
+/// The largest request that is read at all. Far above what any command takes, so that what is merely too large is
+/// refused by its command, with a reason; and far below what a lying length could make the server reserve.
+const REQUEST_BYTES_MAX: usize = 256 << 20;
+
+/// Requests may be compressed; replies are compressed only when this is configured, because
 /// clients of the field offer it always and rarely gain from it.
 fn kv_server(service: KvService, compression: Compression) -> TikvServer<KvService> {
     let server = TikvServer::new(service)
-        .max_decoding_message_size(usize::MAX)
+        .max_decoding_message_size(REQUEST_BYTES_MAX)
         .accept_compressed(CompressionEncoding::Gzip);
     match compression {
         Compression::None => server,
