@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::admin_api::AdminApi;
 use crate::cli::{Global, Store};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::table::{self, Align};
 use crate::{connect, region};
 
@@ -91,7 +91,11 @@ pub async fn run(global: &Global, verb: Store) -> Result<()> {
         }
         Store::Remove { id } => {
             let api = AdminApi::connect(global).await?;
-            api.delete(&format!("/pd/api/v1/store/{id}")).await?;
+            // A store that cannot go now is no mistake on the command line.
+            api.delete(&format!("/pd/api/v1/store/{id}")).await.map_err(|error| match error {
+                Error::Usage(text) => Error::Failed(text),
+                other => other,
+            })?;
             global.output.print(&serde_json::json!({ "id": id, "state": "offline" }), |_| {
                 format!("store {id} is being removed: see its replicas go with `kvctl store show {id}`")
             })

@@ -309,6 +309,7 @@ impl Cluster {
         let mut out = Output::default();
         self.take_in(now_ms, region, &mut out)?;
         self.coordinator.drive(scene!(self, now_ms), id, ids, &mut out);
+        self.coordinator.ask_schedulers(scene!(self, now_ms), ids, &mut out);
         Ok(out)
     }
 

@@ -6,7 +6,7 @@
 //! about `PATROL_TICKS` ticks, at most at `WAITING_BATCH` of those that wait, and starts at most `SCHEDULER_BATCH`
 //! operators for a scheduler. A scheduler that finds nothing is asked less and less often.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
 use crate::cluster::Output;
@@ -14,7 +14,7 @@ use crate::core::basic_cluster::BasicCluster;
 use crate::core::region::RegionInfo;
 use crate::id::IdSource;
 use crate::schedule::checker::{Obstacle, Verdict, replica_checker};
-use crate::schedule::operator::{Cancel, Operator};
+use crate::schedule::operator::{Cancel, Operator, OperatorKind};
 use crate::schedule::operator_controller::{self, Judgement, OperatorController, Outcome};
 use crate::schedule::{ScheduleConfig, View, scatter};
 use crate::schedulers::{SchedulerName, Schedulers};
@@ -58,6 +58,8 @@ pub struct Coordinator {
     schedulers: Schedulers,
     scatter_groups: scatter::Groups,
     turns: BTreeMap<SchedulerName, Turn>,
+    /// Kinds of operators of which some ended since their schedulers were asked.
+    ended: BTreeSet<OperatorKind>,
     started_ms: Option<u64>,
     has_heard_enough: bool,
     waiting: BTreeMap<u64, Obstacle>,
@@ -170,6 +172,7 @@ impl Coordinator {
                 true
             }
             Judgement::Ended(outcome) => {
+                self.ended.insert(operator.kind());
                 out.events.push(self.operators.end(operator, outcome, scene.now_ms));
                 false
             }
@@ -226,10 +229,18 @@ impl Coordinator {
                 self.check(scene, region_id, ids, out);
             }
         }
-        if !scene.config.halt_scheduling && self.hears_enough(scene) {
-            for name in SchedulerName::ALL {
-                self.ask_scheduler(scene, name, ids, out);
-            }
+        self.ended.extend(OperatorKind::ALL);
+        self.ask_schedulers(scene, ids, out);
+    }
+
+    /// Asks the schedulers of whose operators some have ended: others may take their place at once.
+    pub fn ask_schedulers(&mut self, scene: Scene<'_>, ids: &mut dyn IdSource, out: &mut Output) {
+        let ended = std::mem::take(&mut self.ended);
+        if ended.is_empty() || scene.config.halt_scheduling || !self.hears_enough(scene) {
+            return;
+        }
+        for name in SchedulerName::ALL.into_iter().filter(|name| ended.contains(&name.kind())) {
+            self.ask_scheduler(scene, name, ids, out);
         }
     }
 

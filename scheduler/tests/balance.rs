@@ -1,7 +1,7 @@
 //! The schedulers on whole clusters: a world of stores and leaders that obey at once, driven tick by tick. What
 //! counts is where things end up, and that they stay there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use kvproto::{eraftpb, metapb, pdpb};
@@ -44,6 +44,8 @@ struct World {
     stores: BTreeMap<u64, pdpb::StoreStats>,
     regions: BTreeMap<u64, Region>,
     records: Vec<MetaWrite>,
+    /// Orders that are on their way.
+    orders: VecDeque<RegionCommand>,
     /// Names of the operators that began.
     begun: Vec<&'static str>,
 }
@@ -97,6 +99,7 @@ impl World {
             stores: BTreeMap::new(),
             regions: regions.map(|region| (region.meta.id, region)).collect(),
             records,
+            orders: VecDeque::new(),
             begun: Vec::new(),
         };
         (1..=stores).for_each(|id| world.add_store(id));
@@ -148,8 +151,12 @@ impl World {
                 self.begun.push(name);
             }
         }
-        for command in out.commands {
+        let is_idle = self.orders.is_empty();
+        self.orders.extend(out.commands);
+        // Whoever found no orders on their way carries out these, and those that follow from them.
+        while is_idle && let Some(command) = self.orders.front().cloned() {
             self.obey(command);
+            self.orders.pop_front();
         }
     }
 
