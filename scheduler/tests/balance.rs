@@ -48,6 +48,10 @@ struct World {
     orders: VecDeque<RegionCommand>,
     /// Names of the operators that began.
     begun: Vec<&'static str>,
+    /// How long a new replica lacks its data.
+    copy_ms: u64,
+    /// Replicas that lack theirs, with their regions and until when.
+    copying: BTreeMap<u64, (u64, u64)>,
 }
 
 /// Where a region is: its stores, the leader's first, and its size in MiB.
@@ -101,6 +105,8 @@ impl World {
             records,
             orders: VecDeque::new(),
             begun: Vec::new(),
+            copy_ms: 0,
+            copying: BTreeMap::new(),
         };
         (1..=stores).for_each(|id| world.add_store(id));
         world.report_all();
@@ -138,6 +144,13 @@ impl World {
             leader: region.meta.peers.iter().find(|peer| peer.store_id == region.leader).copied(),
             term: region.term,
             approximate_size: region.mib << 20,
+            pending_peers: region
+                .meta
+                .peers
+                .iter()
+                .filter(|p| self.copying.contains_key(&p.id))
+                .copied()
+                .collect(),
             ..Default::default()
         };
         let out = self.cluster.region_heartbeat(self.now_ms, request, &mut self.ids).unwrap();
@@ -178,6 +191,10 @@ impl World {
                 assert_ne!(region.leader, peer.store_id, "a leader was asked to remove itself");
             } else {
                 assert!(region.meta.peers.iter().all(|other| other.store_id != peer.store_id));
+                let is_new = change.change_type() == eraftpb::ConfChangeType::AddLearnerNode;
+                if is_new && self.copy_ms > 0 {
+                    self.copying.insert(peer.id, (id, self.now_ms + self.copy_ms));
+                }
                 region.meta.peers.push(peer);
             }
             region.meta.region_epoch.as_mut().unwrap().conf_ver += 1;
@@ -194,6 +211,11 @@ impl World {
             }
             let out = self.cluster.tick(self.now_ms, &mut self.ids);
             self.take(out);
+            let now_ms = self.now_ms;
+            let copied = self.copying.values().filter(|(_, until)| *until <= now_ms);
+            let copied: Vec<u64> = copied.map(|(region, _)| *region).collect();
+            self.copying.retain(|_, (_, until)| *until > now_ms);
+            copied.into_iter().for_each(|id| self.report(id));
         }
     }
 
@@ -246,6 +268,15 @@ fn a_new_store_gets_its_share_of_replicas_and_leaders() {
     assert!(spread(&world.replicas()) <= 2, "{:?}", world.replicas());
     assert!(spread(&world.leaders()) <= 1, "{:?}", world.leaders());
     assert!(world.begun.len() < 250, "150 replicas and 50 leaders move: {}", world.begun.len());
+    world.assert_settled();
+}
+
+#[test]
+fn a_replica_that_lacks_its_data_still_is_not_counted_twice() {
+    let mut world = World::new(4, on_three(7), config());
+    world.copy_ms = 3_000;
+    world.run(5 * MINUTE);
+    assert!(spread(&world.replicas()) <= 1, "{:?}", world.replicas());
     world.assert_settled();
 }
 

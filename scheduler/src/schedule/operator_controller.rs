@@ -2,7 +2,7 @@
 //!
 //! Owns the running operators, what they will change on each store, the stores' limits, and a record of those
 //! that ended. It never decides what a region needs; it only carries an operator through, or gives it up and says
-//! why. Invariant: `influence` is the sum over the running operators of their remaining steps.
+//! why. Invariant: `influence` is the sum over the running operators of what their regions do not show yet.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -187,7 +187,7 @@ impl OperatorController {
 
     fn add_influence(&mut self, operator: &Operator, sign: i64) {
         let weight = operator.region_mib().saturating_add(IDLE_WEIGHT) as i64;
-        for (store_id, change) in operator.steps_left().iter().flat_map(|step| step.influences(weight)) {
+        for (store_id, change) in operator.influences(weight) {
             let sum = self.influence.entry(store_id).or_default();
             sum.peers += sign * change.peers;
             sum.leaders += sign * change.leaders;

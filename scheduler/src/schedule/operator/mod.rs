@@ -132,6 +132,8 @@ pub struct Operator {
     region_mib: u64,
     steps: Vec<Step>,
     current: usize,
+    /// The region shows what the current step changes, though the step is not finished: a new peer still lacks its data.
+    is_shown: bool,
     /// The conf_ver before the current step.
     conf_ver: u64,
     created_ms: u64,
@@ -149,6 +151,7 @@ impl Operator {
             region_mib: region.approximate_size,
             steps,
             current: 0,
+            is_shown: false,
             conf_ver: region.conf_ver(),
             created_ms: now_ms,
             step_started_ms: now_ms,
@@ -186,6 +189,12 @@ impl Operator {
         &self.steps[self.current..]
     }
 
+    /// What is still to change, store by store, beyond what the region shows; `weight` is that of a replica.
+    pub fn influences(&self, weight: i64) -> impl Iterator<Item = (u64, step::Influence)> {
+        let unseen = self.steps_left().iter().skip(usize::from(self.is_shown));
+        unseen.flat_map(move |step| step.influences(weight))
+    }
+
     /// All steps, and how many of them are done.
     pub fn steps(&self) -> (&[Step], usize) {
         (&self.steps, self.current)
@@ -209,6 +218,7 @@ impl Operator {
                 StepState::Finished => {
                     self.conf_ver += step.conf_ver_delta(region);
                     self.current += 1;
+                    self.is_shown = false;
                     self.step_started_ms = view.now_ms;
                     self.sent_ms = None;
                 }
@@ -216,7 +226,9 @@ impl Operator {
                     return Progress::Cancelled(Cancel::Impossible { step: step.to_string(), reason });
                 }
                 StepState::Running => {
-                    let explained = self.conf_ver + step.conf_ver_delta(region);
+                    let shown = step.conf_ver_delta(region);
+                    self.is_shown = shown > 0;
+                    let explained = self.conf_ver + shown;
                     return match region.conf_ver() > explained {
                         true => {
                             Progress::Cancelled(Cancel::Superseded { conf_ver: region.conf_ver(), explained })
