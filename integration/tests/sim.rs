@@ -1,7 +1,7 @@
 //! The simulator itself: seeds pass and repeat, and each deliberate mistake is caught by a checker within a few
 //! seeds. Many more seeds run with `make sim`.
 
-use integration::sim::{Breakage, Class, Failure, RunOptions, run};
+use integration::sim::{Breakage, Class, Failure, RunOptions, Scenario, run};
 
 const EVENTS: u64 = 10_000;
 
@@ -17,7 +17,20 @@ fn first_failure(breakage: Breakage, seeds: u64) -> Option<Failure> {
 /// Demands that `breakage` is caught within `seeds` seeds, by one of `checkers`.
 #[track_caller]
 fn caught(breakage: Breakage, seeds: u64, checkers: &[&str]) {
-    let failure = first_failure(breakage, seeds).unwrap_or_else(|| panic!("{breakage:?} was not noticed"));
+    noticed(breakage, first_failure(breakage, seeds), checkers);
+}
+
+/// The same in a scenario.
+#[track_caller]
+fn caught_in(scenario: &str, breakage: Breakage, seeds: u64, checkers: &[&str]) {
+    let scenario = Scenario::named(scenario).expect("a scenario");
+    let go = |seed| run(RunOptions { breakage, ..RunOptions::scenario(scenario, seed) }).err();
+    noticed(breakage, (1..=seeds).find_map(go), checkers);
+}
+
+#[track_caller]
+fn noticed(breakage: Breakage, failure: Option<Failure>, checkers: &[&str]) {
+    let failure = failure.unwrap_or_else(|| panic!("{breakage:?} was not noticed"));
     assert!(
         checkers.contains(&failure.checker.as_str()),
         "{breakage:?} was noticed by another checker: {failure}"
@@ -97,4 +110,14 @@ fn another_entry_than_the_committed_one_is_caught() {
 #[test]
 fn an_applied_index_without_its_effects_is_caught() {
     caught(Breakage::ApplyTorn, 5, &["state"]);
+}
+
+#[test]
+fn a_lease_that_outlives_a_split_is_caught() {
+    caught_in("split_storm", Breakage::LeaseOverSplit, 5, &["lease"]);
+}
+
+#[test]
+fn a_split_that_is_not_on_disk_before_its_effects_is_caught() {
+    caught_in("split_recover", Breakage::SplitWithoutSync, 40, &["epoch", "coverage", "state", "restart"]);
 }

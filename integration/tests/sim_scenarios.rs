@@ -51,6 +51,14 @@ scenarios! {
     conf_change_snapshot_unreliable_recover,
     store_loss_and_return,
     scheduler_change,
+    one_split,
+    split_storm,
+    split_recover,
+    split_recover_many_clients,
+    split_unreliable,
+    split_unreliable_recover,
+    split_conf_change_snapshot_unreliable_recover,
+    everything_together,
 }
 
 #[test]

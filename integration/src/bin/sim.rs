@@ -63,6 +63,9 @@ enum Command {
         /// Print every event.
         #[arg(long)]
         trace: bool,
+        /// Make a deliberate mistake, which a checker should notice.
+        #[arg(long, value_enum, default_value_t)]
+        breakage: Breakage,
     },
     /// List the named plans, or run so many seeds of each.
     Scenarios {
@@ -87,10 +90,10 @@ fn main() -> ExitCode {
             let first = RunOptions { breakage, ..RunOptions::seed(start, events) };
             swarm(first, seeds, twice, keep_going)
         }
-        Command::Scenario { name, seed, seeds, events, trace } => match Scenario::named(&name) {
+        Command::Scenario { name, seed, seeds, events, trace, breakage } => match Scenario::named(&name) {
             Some(scenario) => {
                 let plain = RunOptions::scenario(scenario, seed);
-                let first = RunOptions { events: events.unwrap_or(plain.events), trace, ..plain };
+                let first = RunOptions { events: events.unwrap_or(plain.events), trace, breakage, ..plain };
                 if seeds == 1 { one(first) } else { swarm(first, seeds, 0, false) }
             }
             None => {

@@ -3,59 +3,115 @@
 //!
 //! Each step is durable before the next begins, in the order that the core's tasks demand.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use kvserver::engine::log_store::{LogStore, LogWrite, RegionLogWrite};
-use kvserver::engine::mem::SortedContent;
-use kvserver::engine::{Cf, Engine, EngineError, IterOptions, Snapshot, WriteBatch, WriteOptions};
+use kvproto::metapb;
+use kvserver::engine::log_store::RegionLogWrite;
+use kvserver::engine::mem::{MemEngine, SortedContent};
+use kvserver::engine::{Cf, Engine, EngineError, IterOptions, Snapshot, WriteBatch};
 use kvserver::raftstore::message::input::{BuiltSnapshot, MembershipAnswer, SplitCheck};
 use kvserver::raftstore::message::{Input, PeerMessage, Task};
-use kvserver::raftstore::meta::keys;
 use kvserver::raftstore::meta::region_view::RegionMeta;
-use kvserver::raftstore::meta::values::{self, ApplyState, PeerState, RegionState};
-use kvserver::raftstore::snap::SnapKey;
+use kvserver::raftstore::runner::ranges;
+use kvserver::raftstore::runner::region_steps::{
+    RegionSteps, RemovalJob, RemovalStep, SnapFiles, SnapshotJob, SnapshotStep,
+};
+use kvserver::raftstore::snap::{CfRange, SnapError, SnapKey};
 use kvserver::raftstore::split_keys::{HalfWalk, Record, RecordKind, SizeWalk};
+use parking_lot::Mutex;
 
 use super::event::{Event, Life, SnapshotInTransit};
 use super::plan::MS;
+use super::store::Store;
 use super::world::World;
 
 /// A snapshot's files, by column family.
-#[derive(Debug, Default)]
-pub struct SnapContent(pub Vec<(Cf, SortedContent)>);
+pub type SnapContent = Vec<(Cf, SortedContent)>;
+
+/// Snapshots by their names.
+pub type Snapshots = Arc<Mutex<BTreeMap<SnapKey, Arc<SnapContent>>>>;
+
+/// The snapshot files of a store.
+#[derive(Clone, Default)]
+pub struct MemFiles {
+    /// Received ones, complete and on the disk.
+    pub received: Snapshots,
+    /// Built ones, which may be sent.
+    pub built: Snapshots,
+}
+
+/// A store's snapshot files, with the engine that takes them in.
+struct FilesOf {
+    files: MemFiles,
+    engine: MemEngine,
+}
+
+impl SnapFiles for FilesOf {
+    fn build(
+        &self,
+        _: &dyn Engine,
+        snapshot: &dyn Snapshot,
+        key: &SnapKey,
+        _: &metapb::Region,
+        ranges: &[CfRange],
+    ) -> Result<Bytes, SnapError> {
+        let content = read_content(snapshot, ranges)?;
+        let manifest = Bytes::from(format!("{} files", content.len()));
+        self.files.built.lock().insert(key.clone(), Arc::new(content));
+        Ok(manifest)
+    }
+
+    fn apply(&self, engine: &dyn Engine, key: &SnapKey, ranges: &[CfRange]) -> Result<(), SnapError> {
+        let content = self.files.received.lock().get(key).cloned();
+        let content = content.ok_or_else(|| SnapError::Missing(key.clone()))?;
+        for range in ranges {
+            engine.clear_range(range.cf, &range.start, &range.end)?;
+        }
+        let path = Path::new("received.sst");
+        for (cf, file) in content.iter() {
+            self.engine.put_sorted_file(path, file.clone());
+            engine.ingest(*cf, path)?;
+        }
+        Ok(())
+    }
+
+    fn remove_received(&self, key: &SnapKey) {
+        self.files.received.lock().remove(key);
+    }
+}
 
 /// Work under way.
 #[derive(Debug)]
 pub enum Background {
     Build { region_id: u64 },
     Built { region_id: u64, result: Result<BuiltSnapshot, String> },
-    ApplyIntent { job: Box<ApplyJob> },
-    ApplyLog { job: Box<ApplyJob> },
-    ApplyData { job: Box<ApplyJob> },
-    ApplyDone { job: Box<ApplyJob> },
+    Apply { step: SnapshotStep, job: Box<ApplyJob> },
     CheckSplit { region: Arc<RegionMeta>, half: bool },
     Compact { region_id: u64, from: u64, to: u64 },
-    Tombstone { region_id: u64, tombstone: WriteBatch, clear: Option<Arc<RegionMeta>>, done: WriteBatch },
-    RemoveLog { region_id: u64, clear: Option<Arc<RegionMeta>>, done: WriteBatch },
-    RemoveData { region_id: u64, clear: Option<Arc<RegionMeta>>, done: WriteBatch },
-    Removed { region_id: u64, done: WriteBatch },
+    Remove { step: RemovalStep, job: Box<RemoveJob> },
 }
 
 /// A snapshot being put in place.
 #[derive(Debug)]
 pub struct ApplyJob {
     pub key: SnapKey,
-    /// What is cleared first.
     pub clear: Arc<RegionMeta>,
     pub intent: WriteBatch,
     pub log: RegionLogWrite,
     pub done: WriteBatch,
 }
 
-/// A write that is on the disk when it returns.
-pub const SYNC: WriteOptions = WriteOptions { sync: true, no_slowdown: false };
+/// What is left of a peer being removed.
+#[derive(Debug)]
+pub struct RemoveJob {
+    pub region_id: u64,
+    pub tombstone: WriteBatch,
+    pub clear: Option<Arc<RegionMeta>>,
+    pub done: WriteBatch,
+}
 
 impl World {
     /// Takes a task of the core in.
@@ -65,13 +121,14 @@ impl World {
             Task::SendSnapshot { key, message } => self.send_snapshot(store, key, message),
             Task::ApplySnapshot { key, clear, intent, log, done, .. } => {
                 let job = Box::new(ApplyJob { key, clear, intent, log, done });
-                self.enqueue(store, Background::ApplyIntent { job });
+                self.enqueue(store, Background::Apply { step: SnapshotStep::Intent, job });
             }
             Task::CompactLog { region_id, from, to } => {
                 self.enqueue(store, Background::Compact { region_id, from, to });
             }
             Task::Destroy { region_id, tombstone, clear, done } => {
-                self.enqueue(store, Background::Tombstone { region_id, tombstone, clear, done });
+                let job = Box::new(RemoveJob { region_id, tombstone, clear, done });
+                self.enqueue(store, Background::Remove { step: RemovalStep::Tombstone, job });
             }
             Task::CheckSplit { region, half } => self.enqueue(store, Background::CheckSplit { region, half }),
             Task::AskSplit { region, count } => self.ask_split(store, region.region.clone(), count),
@@ -113,89 +170,60 @@ impl World {
         }
     }
 
-    fn work_step(&mut self, store: usize, work: Background) -> Result<Option<Background>, EngineError> {
-        let (engine, log) = (self.stores[store].engine.clone(), self.stores[store].log.clone());
+    fn work_step(&mut self, store: usize, work: Background) -> Result<Option<Background>, SnapError> {
+        let steps = self.stores[store].steps();
         Ok(match work {
             Background::Build { region_id } => {
-                let result = self.build(store, region_id)?;
+                let result = steps.build_snapshot(region_id).map_err(|e| e.to_string());
                 Some(Background::Built { region_id, result })
             }
             Background::Built { region_id, result } => {
                 self.put_in(store, Input::SnapshotBuilt { region_id, result });
                 None
             }
-            Background::ApplyIntent { job } => {
-                engine.write(&job.intent, SYNC)?;
-                Some(Background::ApplyLog { job })
-            }
-            Background::ApplyLog { job } => {
-                log.append(&LogWrite { regions: vec![job.log.clone()] }, true)?;
-                Some(Background::ApplyData { job })
-            }
-            Background::ApplyData { job } => {
-                let content = self.stores[store].received.get(&job.key).cloned();
-                let Some(content) = content else {
-                    return Err(EngineError::Io(format!("snapshot {} has no files", job.key)));
-                };
-                replace_data(&engine, &job.clear, &content)?;
-                Some(Background::ApplyDone { job })
-            }
-            Background::ApplyDone { job } => {
-                engine.write(&job.done, SYNC)?;
-                self.snapshot_in_place(store, &job.key)?;
-                let input = Input::SnapshotApplied { region_id: job.key.region_id, key: job.key };
-                self.put_in(store, input);
+            Background::Apply { step, job } => {
+                let ApplyJob { key, clear, intent, log, done } = &*job;
+                match steps.snapshot_step(&SnapshotJob { key, clear, intent, log, done }, step)? {
+                    Some(step) => return Ok(Some(Background::Apply { step, job })),
+                    None => self.snapshot_in_place(store, job.key)?,
+                }
                 None
             }
             Background::CheckSplit { region, half } => {
-                let check = self.look_for_split(&engine, &region, half)?;
+                let check = self.look_for_split(&*steps.engine, &region, half)?;
                 let (region_id, version) = (region.region.id, region.version());
                 self.put_in(store, Input::SplitChecked { region_id, version, result: Ok(check) });
                 None
             }
             Background::Compact { region_id, from, to } => {
-                engine.sync()?;
-                log.compact(region_id, from, to)?;
+                steps.engine.sync()?;
+                steps.log.compact(region_id, from, to)?;
                 self.put_in(store, Input::LogCompacted { region_id, first_index: to });
                 None
             }
-            work => self.remove_step(store, work)?,
-        })
-    }
-
-    fn remove_step(&mut self, store: usize, work: Background) -> Result<Option<Background>, EngineError> {
-        let (engine, log) = (self.stores[store].engine.clone(), self.stores[store].log.clone());
-        Ok(match work {
-            Background::Tombstone { region_id, tombstone, clear, done } => {
-                engine.write(&tombstone, SYNC)?;
-                Some(Background::RemoveLog { region_id, clear, done })
-            }
-            Background::RemoveLog { region_id, clear, done } => {
-                log.remove(region_id)?;
-                self.stores[store].snapshot_index.remove(&region_id);
-                Some(Background::RemoveData { region_id, clear, done })
-            }
-            Background::RemoveData { region_id, clear, done } => {
-                if let Some(meta) = clear {
-                    clear_data(&engine, &meta)?;
+            Background::Remove { step, job } => {
+                let RemoveJob { region_id, tombstone, clear, done } = &*job;
+                let (region_id, clear) = (*region_id, clear.as_deref());
+                match steps.removal_step(&RemovalJob { region_id, tombstone, clear, done }, step)? {
+                    Some(step) => {
+                        self.stores[store].snapshot_index.remove(&region_id);
+                        return Ok(Some(Background::Remove { step, job }));
+                    }
+                    None => self.put_in(store, Input::Destroyed { region_id }),
                 }
-                Some(Background::Removed { region_id, done })
-            }
-            Background::Removed { region_id, done } => {
-                engine.write(&done, SYNC)?;
-                self.put_in(store, Input::Destroyed { region_id });
                 None
             }
-            other => return Err(EngineError::Io(format!("not a removal: {other:?}"))),
         })
     }
 
-    /// The last step of a snapshot is done: its files go, and what it promises is durable.
-    pub fn snapshot_in_place(&mut self, store: usize, key: &SnapKey) -> Result<(), EngineError> {
-        self.stores[store].received.remove(key);
+    /// A snapshot's data is there: its files go, and what it promises is durable.
+    fn snapshot_in_place(&mut self, store: usize, key: SnapKey) -> Result<(), EngineError> {
+        self.stores[store].files.received.lock().remove(&key);
         self.stores[store].snapshot_index.insert(key.region_id, key.index);
         self.snapshots_applied += 1;
-        self.check_state(store, key.region_id)
+        self.check_state(store, key.region_id)?;
+        self.put_in(store, Input::SnapshotApplied { region_id: key.region_id, key });
+        Ok(())
     }
 
     /// Measures a region, and finds where to cut it when it is too large or its middle is asked for.
@@ -205,8 +233,8 @@ impl World {
         region: &RegionMeta,
         half: bool,
     ) -> Result<SplitCheck, EngineError> {
-        let content = read_content(&*engine.snapshot(), region)?;
-        let raw = content.0.iter().filter(|(cf, _)| *cf == Cf::Raw).flat_map(|(_, file)| file.iter());
+        let content = read_content(&*engine.snapshot(), &ranges::of_region(region))?;
+        let raw = content.iter().filter(|(cf, _)| *cf == Cf::Raw).flat_map(|(_, file)| file.iter());
         let records: Vec<Record<'_>> = raw
             .map(|(key, value)| {
                 let bytes = (key.len() + value.len()) as u64;
@@ -226,30 +254,10 @@ impl World {
         Ok(found)
     }
 
-    /// Builds a snapshot from what the engine holds now.
-    fn build(&mut self, store: usize, region_id: u64) -> Result<Result<BuiltSnapshot, String>, EngineError> {
-        let snapshot = self.stores[store].engine.snapshot();
-        let Some((state, apply)) = read_states(&*snapshot, region_id)? else {
-            return Ok(Err("the region is gone".into()));
-        };
-        let Some(region) = state.region.clone().filter(|_| state.state() == PeerState::Normal) else {
-            return Ok(Err("the region is not in order".into()));
-        };
-        let meta = self.stores[store].region_on_disk(region_id)?.map(|(meta, _)| meta);
-        let Some(meta) = meta else { return Ok(Err("the region is gone".into())) };
-        let content = read_content(&*snapshot, &meta)?;
-        let key = SnapKey { region_id, term: apply.applied_term, index: apply.applied_index };
-        let manifest = Bytes::from(format!("{} files", content.0.len()));
-        if let Some(process) = &mut self.stores[store].process {
-            process.built.insert(key.clone(), Arc::new(content));
-        }
-        Ok(Ok(BuiltSnapshot { key, region, manifest }))
-    }
-
     fn send_snapshot(&mut self, store: usize, key: SnapKey, message: PeerMessage) {
         let from = self.stores[store].life();
         let to = message.to.store_id as usize - 1;
-        let content = self.stores[store].process.as_ref().and_then(|p| p.built.get(&key).cloned());
+        let content = self.stores[store].files.built.lock().get(&key).cloned();
         let takes = self.write_latency(self.plan.disk.task_ns) + self.network.latency();
         match content {
             Some(content) if !self.network.is_cut(store, to) => {
@@ -273,29 +281,27 @@ impl World {
         let late = self.network.latency() + MS;
         self.tell_sent(from, &message, !lost, late);
         if !lost {
-            self.stores[to].received.insert(key, content);
+            self.stores[to].files.received.lock().insert(key, content);
             self.put_in(to, Input::Raft(message));
         }
     }
 }
 
-/// The records of a region in a snapshot of the engine.
-fn read_states(
-    snapshot: &dyn Snapshot,
-    region_id: u64,
-) -> Result<Option<(RegionState, ApplyState)>, EngineError> {
-    let read = |key: &[u8]| snapshot.get(Cf::Meta, key, Default::default());
-    let (state, apply) = (read(&keys::region_state(region_id))?, read(&keys::apply_state(region_id))?);
-    let (Some(state), Some(apply)) = (state, apply) else { return Ok(None) };
-    Ok(Some((values::decode(&state, "region state")?, values::decode(&apply, "apply state")?)))
+impl Store {
+    /// The steps of slow work, over this store.
+    pub fn steps(&self) -> RegionSteps {
+        let files = FilesOf { files: self.files.clone(), engine: self.engine.clone() };
+        let engine: Arc<dyn Engine> = Arc::new(self.engine.clone());
+        RegionSteps { engine, log: self.log.clone(), files: Arc::new(files), form: self.form }
+    }
 }
 
-fn read_content(snapshot: &dyn Snapshot, meta: &RegionMeta) -> Result<SnapContent, EngineError> {
-    let mut content = SnapContent::default();
-    for cf in Cf::DATA {
+fn read_content(snapshot: &dyn Snapshot, ranges: &[CfRange]) -> Result<SnapContent, EngineError> {
+    let mut content = SnapContent::new();
+    for range in ranges {
         let options =
-            IterOptions { lower: meta.start.clone(), upper: meta.end.clone(), ..Default::default() };
-        let mut iter = snapshot.iter(cf, options)?;
+            IterOptions { lower: range.start.clone(), upper: range.end.clone(), ..Default::default() };
+        let mut iter = snapshot.iter(range.cf, options)?;
         let mut file = Vec::new();
         iter.seek_to_first();
         while iter.valid() {
@@ -304,28 +310,8 @@ fn read_content(snapshot: &dyn Snapshot, meta: &RegionMeta) -> Result<SnapConten
         }
         iter.status()?;
         if !file.is_empty() {
-            content.0.push((cf, Arc::new(file)));
+            content.push((range.cf, Arc::new(file)));
         }
     }
     Ok(content)
-}
-
-/// Puts a snapshot's data in the place of whatever is in the range.
-pub fn replace_data(
-    engine: &kvserver::engine::mem::MemEngine,
-    meta: &RegionMeta,
-    content: &SnapContent,
-) -> Result<(), EngineError> {
-    clear_data(engine, meta)?;
-    let path = Path::new("received.sst");
-    for (cf, file) in &content.0 {
-        engine.put_sorted_file(path, file.clone());
-        engine.ingest(*cf, path)?;
-    }
-    Ok(())
-}
-
-/// Removes the data of a range.
-pub fn clear_data(engine: &dyn Engine, meta: &RegionMeta) -> Result<(), EngineError> {
-    Cf::DATA.into_iter().try_for_each(|cf| engine.clear_range(cf, &meta.start, &meta.end))
 }

@@ -24,4 +24,8 @@ pub enum Breakage {
     ApplyOther,
     /// The applied index reaches the engine without the effects (INV-APPLY).
     ApplyTorn,
+    /// A region that is divided keeps its lease for the undivided range (INV-LEASE).
+    LeaseOverSplit,
+    /// What follows from a split leaves before the split is on the disk (INV-DURABLE).
+    SplitWithoutSync,
 }

@@ -239,7 +239,9 @@ impl World {
             batch.clear();
             kept.into_iter().for_each(|op| batch.push(op));
         }
-        let sync = outcomes.iter().any(Applied::must_sync);
+        let split = |a: &Applied| a.admin.iter().any(|admin| matches!(admin, AdminOutcome::Split { .. }));
+        let forgets = self.breakage == Breakage::SplitWithoutSync && outcomes.iter().any(split);
+        let sync = outcomes.iter().any(Applied::must_sync) && !forgets;
         if let Err(error) = self.stores[store].engine.write(&batch, WriteOptions { sync, no_slowdown: true })
         {
             return self.violate("driver", format!("store {store}: apply write: {error}"));
@@ -338,6 +340,10 @@ impl World {
             let led = self.checks.coverage.on_leader(view.meta.region.id, view.term, view.peer.id);
             self.judge(led);
         }
+        if self.breakage == Breakage::LeaseOverSplit {
+            let now = self.stores[store].mode.clock.read(self.now_ns);
+            self.stores[store].keep_old_leases(&views, now);
+        }
         let claims: Vec<Claim> = (0..self.stores.len()).flat_map(|other| self.claims(other)).collect();
         self.judge(lease::check(claims));
     }
@@ -346,7 +352,8 @@ impl World {
     fn claims(&self, store: usize) -> impl Iterator<Item = Claim> {
         let s = &self.stores[store];
         let now = s.mode.clock.read(self.now_ns);
-        let views = if s.runs(self.now_ns) { s.views() } else { Vec::new() };
+        let mut views = if s.runs(self.now_ns) { s.views() } else { Vec::new() };
+        views.extend(s.process.iter().flat_map(|p| &p.kept).filter_map(|(_, (_, kept))| kept.clone()));
         let alive = views.into_iter().filter(move |view| view.serves && view.lease_alive(now));
         alive.map(move |view| Claim::new(store, view.term, &view.meta))
     }

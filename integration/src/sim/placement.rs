@@ -292,6 +292,9 @@ impl World {
     }
 
     fn carry_out_orders(&mut self, out: Output) {
+        if self.trace {
+            out.events.iter().for_each(|event| println!("{:>17}  {event:?}", "scheduler"));
+        }
         for order in out.commands {
             let Some(target) = order.target_peer else { continue };
             self.placement.orders += 1;

@@ -2,27 +2,23 @@
 //!
 //! A crash keeps what is durable and, of what came after, a random first part; entries whose write had not been
 //! acknowledged may be among it. A start finishes what was interrupted (snapshots being put in place, peers being
-//! removed), then loads the shard.
+//! removed) as the real one does, then loads the shard.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use kvproto::key::BoundaryForm;
-use kvserver::engine::log_store::{HardState, LogStore, LogWrite, RegionLogWrite};
-use kvserver::engine::{Engine, EngineError};
 use kvserver::raftstore::Shard;
 use kvserver::raftstore::apply::Applier;
-use kvserver::raftstore::bootstrap::{self, Found};
+use kvserver::raftstore::bootstrap::Found;
 use kvserver::raftstore::message::{Input, Output};
 use kvserver::raftstore::meta::region_view::ViewRegistry;
-use kvserver::raftstore::meta::values::{PeerState, RegionState};
-use kvserver::raftstore::op::snapshot::snapshot_states;
+use kvserver::raftstore::meta::values::PeerState;
 use kvserver::raftstore::raftstore::ShardOptions;
-use kvserver::raftstore::snap::SnapKey;
+use kvserver::raftstore::recovery::{self, RecoveryError};
 use kvserver::storage::raft_storage::LostStores;
 use kvserver::storage::raft_storage::region_reader::RegionReader;
 
-use super::background::{SYNC, clear_data, replace_data};
 use super::event::Event;
 use super::plan::MS;
 use super::store::Process;
@@ -91,8 +87,18 @@ impl World {
         }
     }
 
-    fn try_start(&mut self, store: usize) -> Result<(), EngineError> {
-        let found = self.recover(store)?;
+    /// What the recovered regions promise by their snapshots, and no files without use.
+    fn after_recovery(&mut self, store: usize, found: &[Found]) {
+        let s = &mut self.stores[store];
+        s.files.received.lock().clear();
+        s.files.built.lock().clear();
+        let live = found.iter().filter(|f| f.state.state() == PeerState::Normal);
+        s.snapshot_index = live.map(|f| (f.meta.region.id, f.apply.truncated_index)).collect();
+    }
+
+    fn try_start(&mut self, store: usize) -> Result<(), RecoveryError> {
+        let found = recovery::recover(&self.stores[store].steps())?;
+        self.after_recovery(store, &found);
         let verdict = self.checks.coverage.on_records(store, &found);
         self.judge(verdict);
         for f in found.iter().filter(|f| f.state.state() == PeerState::Normal) {
@@ -124,8 +130,8 @@ impl World {
             apply_queue: VecDeque::new(),
             applying: 0,
             tasks: BTreeMap::new(),
-            built: BTreeMap::new(),
             attempts: BTreeMap::new(),
+            kept: BTreeMap::new(),
             latches: BTreeMap::new(),
         });
         self.carry_out(store, &mut out);
@@ -136,55 +142,5 @@ impl World {
         self.schedule_tick(store);
         self.tell_others_of(store, true);
         Ok(())
-    }
-
-    /// Finishes what the last life left half done.
-    fn recover(&mut self, store: usize) -> Result<Vec<Found>, EngineError> {
-        let form = BoundaryForm::of_raw(self.plan.raft[store].api);
-        let engine = self.stores[store].engine.clone();
-        for found in bootstrap::load_regions(&engine, form)? {
-            match found.state.state() {
-                PeerState::Applying => self.finish_snapshot(store, &found)?,
-                PeerState::Tombstone if found.state.cleaning => self.finish_removal(store, &found)?,
-                PeerState::Normal | PeerState::Tombstone => {}
-            }
-        }
-        // Snapshots that nobody began to apply have no further use.
-        self.stores[store].received.clear();
-        bootstrap::load_regions(&engine, form)
-    }
-
-    fn finish_snapshot(&mut self, store: usize, found: &Found) -> Result<(), EngineError> {
-        let (engine, log) = (self.stores[store].engine.clone(), self.stores[store].log.clone());
-        let region_id = found.meta.region.id;
-        let (index, term) = (found.state.snapshot_index, found.state.snapshot_term);
-        let key = SnapKey { region_id, term, index };
-        let old = log.load(region_id)?.unwrap_or_default().hard_state;
-        // The log may be the one from before the snapshot; its promises stay.
-        let (term, vote) = if old.term >= term { (old.term, old.vote) } else { (term, 0) };
-        let hard_state = Some(HardState { term, vote, commit: index });
-        let reset = RegionLogWrite { region_id, reset: true, hard_state, ..Default::default() };
-        log.append(&LogWrite { regions: vec![reset] }, true)?;
-        let Some(content) = self.stores[store].received.get(&key).cloned() else {
-            return Err(EngineError::Io(format!("snapshot {key} was being applied and has no files")));
-        };
-        replace_data(&engine, &found.meta, &content)?;
-        let (_, done, _) = snapshot_states(&found.meta, &found.peer, &key);
-        engine.write(&done, SYNC)?;
-        self.snapshot_in_place(store, &key)
-    }
-
-    fn finish_removal(&mut self, store: usize, found: &Found) -> Result<(), EngineError> {
-        let (engine, log) = (self.stores[store].engine.clone(), self.stores[store].log.clone());
-        log.remove(found.meta.region.id)?;
-        self.stores[store].snapshot_index.remove(&found.meta.region.id);
-        if !found.meta.region.peers.is_empty() {
-            clear_data(&engine, &found.meta)?;
-        }
-        let state = RegionState { cleaning: false, ..found.state.clone() };
-        let mut done = kvserver::engine::WriteBatch::new();
-        let key = kvserver::raftstore::meta::keys::region_state(found.meta.region.id);
-        done.put(kvserver::engine::Cf::Meta, key, kvserver::raftstore::meta::values::encode(&state));
-        engine.write(&done, SYNC)
     }
 }

@@ -3,6 +3,8 @@
 //! A scenario also names what must have been seen for a run of it to mean anything: a test of snapshots without a
 //! snapshot tests nothing.
 
+use kvserver::raftstore::split_keys::SplitLimits;
+
 use super::plan::{Fault, MS, Plan};
 use super::rng::Rng;
 use super::run::Summary;
@@ -32,6 +34,7 @@ pub enum Sight {
     ConfChanges,
     Returns,
     SchedulerChanges,
+    Splits,
 }
 
 /// See the file's head.
@@ -82,6 +85,31 @@ const MEMBERS_ALL: &[(Fault, u64)] = &[
     (Fault::Crash, 2),
     (Fault::Partition, 3),
     (Fault::Transfer, 2),
+];
+
+const SPLITS: &[(Fault, u64)] = &[(Fault::Split, 1)];
+const SPLITS_RESTARTS: &[(Fault, u64)] = &[(Fault::Split, 4), (Fault::PowerCut, 1), (Fault::Crash, 2)];
+const SPLITS_ALL: &[(Fault, u64)] = &[
+    (Fault::Split, 4),
+    (Fault::Membership, 4),
+    (Fault::PowerCut, 1),
+    (Fault::Crash, 2),
+    (Fault::Partition, 3),
+    (Fault::Transfer, 2),
+];
+const EVERYTHING: &[(Fault, u64)] = &[
+    (Fault::Split, 6),
+    (Fault::Membership, 6),
+    (Fault::PowerCut, 1),
+    (Fault::Crash, 4),
+    (Fault::Pause, 3),
+    (Fault::Partition, 5),
+    (Fault::Transfer, 4),
+    (Fault::Scheduler, 2),
+    (Fault::FalseHint, 2),
+    (Fault::StaleEntry, 2),
+    (Fault::StoreAway, 1),
+    (Fault::Drift, 1),
 ];
 
 /// Every scenario.
@@ -264,6 +292,82 @@ pub const SCENARIOS: &[Scenario] = &[
         sights: &[Sight::SchedulerChanges, Sight::ConfChanges],
         ..PLAIN
     },
+    Scenario {
+        name: "one_split",
+        about: "a region is divided once, nothing fails",
+        clients: Clients::One,
+        faults: SPLITS,
+        at_most: 1,
+        sights: &[Sight::Splits],
+        ..PLAIN
+    },
+    Scenario {
+        name: "split_storm",
+        about: "regions are divided again and again while leadership moves",
+        faults: &[(Fault::Split, 3), (Fault::Transfer, 1)],
+        sights: &[Sight::Splits],
+        ..PLAIN
+    },
+    Scenario {
+        name: "split_recover",
+        about: "regions are divided while stores crash and start again",
+        clients: Clients::One,
+        faults: SPLITS_RESTARTS,
+        sights: &[Sight::Splits, Sight::Crashes],
+        ..PLAIN
+    },
+    Scenario {
+        name: "split_recover_many_clients",
+        about: "the same under load",
+        faults: SPLITS_RESTARTS,
+        sights: &[Sight::Splits, Sight::Crashes],
+        ..PLAIN
+    },
+    Scenario {
+        name: "split_unreliable",
+        about: "regions are divided over an unreliable network",
+        network: Network::Unreliable,
+        faults: SPLITS,
+        sights: &[Sight::Splits],
+        ..PLAIN
+    },
+    Scenario {
+        name: "split_unreliable_recover",
+        about: "regions are divided, stores crash, the network is unreliable",
+        network: Network::Unreliable,
+        faults: SPLITS_RESTARTS,
+        sights: &[Sight::Splits, Sight::Crashes],
+        ..PLAIN
+    },
+    Scenario {
+        name: "split_conf_change_snapshot_unreliable_recover",
+        about: "splits, members, snapshots, restarts, partitions and transfers over an unreliable network",
+        network: Network::Unreliable,
+        faults: SPLITS_ALL,
+        short_log: true,
+        events: 16_000,
+        stores: (4, 5),
+        sights: &[Sight::Splits, Sight::ConfChanges, Sight::Crashes, Sight::Snapshots],
+        ..PLAIN
+    },
+    Scenario {
+        name: "everything_together",
+        about: "every fault there is, over an unreliable network",
+        network: Network::Unreliable,
+        faults: EVERYTHING,
+        short_log: true,
+        events: 24_000,
+        stores: (4, 5),
+        sights: &[
+            Sight::Splits,
+            Sight::ConfChanges,
+            Sight::Crashes,
+            Sight::Partitions,
+            Sight::Snapshots,
+            Sight::SchedulerChanges,
+        ],
+        ..PLAIN
+    },
 ];
 
 impl Scenario {
@@ -289,6 +393,9 @@ impl Scenario {
         plan.disk.stall = 0.0;
         plan.faults.weights = self.faults.to_vec();
         plan.faults.at_most = self.at_most;
+        if !self.faults.iter().any(|(fault, _)| *fault == Fault::Split) {
+            plan.split = SplitLimits::default();
+        }
         if self.short_log {
             plan.keep_logs_short();
             plan.regions = 1;
@@ -315,6 +422,7 @@ impl Sight {
             Sight::ConfChanges => run.conf_changes,
             Sight::Returns => run.returns,
             Sight::SchedulerChanges => run.scheduler_changes,
+            Sight::Splits => run.splits,
         }
     }
 }

@@ -123,6 +123,9 @@ impl World {
         let ctx = &self.context(store, request);
         let Some(process) = &self.stores[store].process else { return Ok(Next::Answer(Outcome::Broken)) };
         let reader: &RegionReader = &process.reader;
+        if let (Phase::Begin, Some(at)) = (&phase, self.kept_lease(store, ctx)) {
+            return Ok(Next::Go(Phase::Trust(at)));
+        }
         match phase {
             Phase::Begin if is_blind(request) => {
                 // What is only checked at propose must be refused there too: every other blind write goes through to it.
@@ -155,6 +158,19 @@ impl World {
             }
             phase @ (Phase::Confirming | Phase::Writing) => Ok(Next::Wait(phase)),
         }
+    }
+
+    /// What a store serves that forgot to give its lease up when the region was divided.
+    fn kept_lease(&self, store: usize, ctx: &RegionContext) -> Option<RegionSnapshot> {
+        let s = &self.stores[store];
+        let view = s.process.as_ref()?.kept.get(&ctx.region_id)?.1.as_ref()?;
+        let now = s.mode.clock.read(self.now_ns);
+        let serves = view.lease_alive(now) && view.meta.version() == ctx.version;
+        serves.then(|| RegionSnapshot {
+            snapshot: s.engine.snapshot(),
+            region: view.meta.clone(),
+            term: view.term,
+        })
     }
 
     /// Where the request is for, as the store takes it.

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use kvproto::key::BoundaryForm;
+use kvserver::clock::Now;
 use kvserver::engine::EngineError;
 use kvserver::engine::mem::MemEngine;
 use kvserver::raftstore::Shard;
@@ -12,11 +13,10 @@ use kvserver::raftstore::message::{Input, LogBatch, Output};
 use kvserver::raftstore::meta::keys;
 use kvserver::raftstore::meta::region_view::{RegionMeta, RegionView, ViewRegistry};
 use kvserver::raftstore::meta::values::{self, ApplyState, PeerState, RegionState};
-use kvserver::raftstore::snap::SnapKey;
 use kvserver::raftstore::util::region;
 use kvserver::storage::raft_storage::region_reader::RegionReader;
 
-use super::background::{Background, SnapContent};
+use super::background::{Background, MemFiles};
 use super::disk::SimLog;
 use super::event::Life;
 use super::plan::StoreMode;
@@ -27,11 +27,10 @@ pub struct Store {
     /// Its id in the cluster; its position in the world plus 1.
     pub id: u64,
     pub mode: StoreMode,
-    form: BoundaryForm,
+    pub form: BoundaryForm,
     pub engine: MemEngine,
     pub log: Arc<SimLog>,
-    /// Received snapshots, complete and on the disk.
-    pub received: BTreeMap<SnapKey, Arc<SnapContent>>,
+    pub files: MemFiles,
     /// Last index of the snapshot taken in last, by region.
     pub snapshot_index: BTreeMap<u64, u64>,
     /// Lives so far.
@@ -59,9 +58,9 @@ pub struct Process {
     pub apply_queue: VecDeque<ApplyTask>,
     pub applying: usize,
     pub tasks: BTreeMap<u64, Background>,
-    /// Snapshots that were built and may be sent.
-    pub built: BTreeMap<SnapKey, Arc<SnapContent>>,
     pub attempts: BTreeMap<u64, Attempt>,
+    /// Only for a deliberate mistake: the last view with a lease by region, and the one before its last split.
+    pub kept: BTreeMap<u64, (Arc<RegionView>, Option<Arc<RegionView>>)>,
     /// Keys that a command holds, with its attempt.
     pub latches: BTreeMap<Vec<u8>, u64>,
 }
@@ -75,7 +74,7 @@ impl Store {
             form,
             engine: MemEngine::new(),
             log: SimLog::new(lying_disk),
-            received: BTreeMap::new(),
+            files: MemFiles::default(),
             snapshot_index: BTreeMap::new(),
             lives: 0,
             paused_until_ns: 0,
@@ -87,6 +86,19 @@ impl Store {
     pub fn views(&self) -> Vec<Arc<RegionView>> {
         let Some(process) = &self.process else { return Vec::new() };
         process.shard.regions().filter_map(|id| Some(process.views.get(id)?.1)).collect()
+    }
+
+    /// Only for a deliberate mistake: views with leases outlive the split of their region.
+    pub fn keep_old_leases(&mut self, views: &[Arc<RegionView>], now: Now) {
+        let Some(process) = &mut self.process else { return };
+        for view in views.iter().filter(|view| view.serves) {
+            let known = process.kept.entry(view.meta.region.id).or_insert((view.clone(), None));
+            if known.0.meta.version() < view.meta.version() {
+                *known = (view.clone(), Some(known.0.clone()));
+            } else if view.lease_alive(now) {
+                known.0 = view.clone();
+            }
+        }
     }
 
     /// A region as the engine's records describe it, and how far it is applied; `None` without data.

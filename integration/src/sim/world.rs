@@ -10,9 +10,9 @@ use kvserver::engine::{Engine, EngineError};
 use kvserver::error::RegionResult;
 use kvserver::raftstore::bootstrap;
 use kvserver::raftstore::message::Input;
+use kvserver::raftstore::runner::region_steps::SYNCED;
 use parking_lot::Mutex;
 
-use super::background::SYNC;
 use super::breakage::Breakage;
 use super::check::commit::CommitChecker;
 use super::check::coverage::CoverageChecker;
@@ -293,7 +293,7 @@ fn first_region(plan: &Plan, number: u64, store_id: u64) -> Region {
 
 fn write_first_records(store: &Store, region: &Region) -> Result<(), EngineError> {
     let (records, log) = bootstrap::region_records(region, &region.peers[0]);
-    store.engine.write(&records, SYNC)?;
+    store.engine.write(&records, SYNCED)?;
     // The bootstrap itself is not what is tested: a disk that lies begins to lie afterwards.
     store.log.append(&log, true).map(drop)
 }

@@ -12,7 +12,7 @@ use super::meta::region_map::{Holder, RegionMap};
 use super::meta::values::{self, PeerState, RegionState};
 use super::op::snapshot::snapshot_states;
 use super::runner::ranges;
-use super::runner::region_task::RegionStore;
+use super::runner::region_steps::{RegionSteps, RemovalJob, SnapshotJob};
 use super::snap::{CfRange, SnapError, SnapKey};
 use crate::engine::log_store::{HardState, RegionLogWrite};
 use crate::engine::{Cf, EngineError, IterOptions, Snapshot, WriteBatch};
@@ -35,7 +35,7 @@ pub enum RecoveryError {
 }
 
 /// Finishes what was under way and gives the regions that are here now.
-pub fn recover(store: &RegionStore) -> Result<Vec<Found>, RecoveryError> {
+pub fn recover(store: &RegionSteps) -> Result<Vec<Found>, RecoveryError> {
     for found in bootstrap::load_regions(&*store.engine, store.form)? {
         match found.state.state() {
             PeerState::Applying => finish_snapshot(store, &found)?,
@@ -48,7 +48,7 @@ pub fn recover(store: &RegionStore) -> Result<Vec<Found>, RecoveryError> {
     Ok(found)
 }
 
-fn finish_snapshot(store: &RegionStore, found: &Found) -> Result<(), RecoveryError> {
+fn finish_snapshot(store: &RegionSteps, found: &Found) -> Result<(), RecoveryError> {
     let region_id = found.meta.region.id;
     let key = SnapKey { region_id, term: found.state.snapshot_term, index: found.state.snapshot_index };
     tracing::info!(snapshot = %key, "putting a snapshot in place that was interrupted");
@@ -61,14 +61,13 @@ fn finish_snapshot(store: &RegionStore, found: &Found) -> Result<(), RecoveryErr
     };
     let log = RegionLogWrite { region_id, reset: true, hard_state: Some(hard_state), ..Default::default() };
     let (intent, done, _) = snapshot_states(&found.meta, &found.peer, &key);
-    store
-        .apply_snapshot(&key, &found.meta, &intent, &log, &done)
-        .map_err(|cause| RecoveryError::Snapshot { region_id, cause })?;
-    store.remove_received(&key);
+    let job = SnapshotJob { key: &key, clear: &found.meta, intent: &intent, log: &log, done: &done };
+    store.apply_snapshot(&job).map_err(|cause| RecoveryError::Snapshot { region_id, cause })?;
+    store.files.remove_received(&key);
     Ok(())
 }
 
-fn finish_removal(store: &RegionStore, found: &Found) -> Result<(), EngineError> {
+fn finish_removal(store: &RegionSteps, found: &Found) -> Result<(), EngineError> {
     let region_id = found.meta.region.id;
     tracing::info!(region = region_id, "removing a peer whose removal was interrupted");
     let record = |cleaning| {
@@ -79,10 +78,11 @@ fn finish_removal(store: &RegionStore, found: &Found) -> Result<(), EngineError>
     };
     // A peer that never had data knows no members, and its range means nothing.
     let clear = (!found.meta.region.peers.is_empty()).then_some(&*found.meta);
-    store.destroy(region_id, &record(true), clear, &record(false))
+    let job = RemovalJob { region_id, tombstone: &record(true), clear, done: &record(false) };
+    store.destroy(&job)
 }
 
-fn clear_gaps(store: &RegionStore, found: &[Found]) -> Result<(), EngineError> {
+fn clear_gaps(store: &RegionSteps, found: &[Found]) -> Result<(), EngineError> {
     let mut map = RegionMap::default();
     for found in found.iter().filter(|f| f.state.state() == PeerState::Normal) {
         map.take(&found.meta, Holder::Live).map_err(|overlap| {
@@ -123,6 +123,7 @@ mod tests {
     use crate::engine::log_store::{LogEntry, LogStore, LogWrite, MemLogStore};
     use crate::engine::rocks::RocksEngine;
     use crate::engine::{Engine, EngineConfig, WriteOptions};
+    use crate::raftstore::runner::region_task::RegionStore;
     use crate::raftstore::snap::{Receive, Side, SnapConfig, SnapManager};
 
     /// A store whose files lie in a directory of their own.
@@ -169,7 +170,7 @@ mod tests {
 
     /// Builds a snapshot of region 7 at one store and gives its files to another, as the network would.
     fn hand_over(from: &Store, to: &Store) -> SnapKey {
-        let built = from.regions.build_snapshot(7).unwrap();
+        let built = from.regions.steps().build_snapshot(7).unwrap();
         let Receive::Into(mut receiver) = to.regions.snaps.receive(&built.manifest).unwrap() else {
             panic!()
         };
@@ -207,7 +208,7 @@ mod tests {
         let (leader, follower) = (leader_with_data(), store());
         let key = hand_over(&leader, &follower);
         crashed_follower(&key, &follower);
-        let found = recover(&follower.regions).unwrap();
+        let found = recover(&follower.regions.steps()).unwrap();
         assert_eq!((found.len(), found[0].state.state()), (1, PeerState::Normal));
         assert_eq!((found[0].apply.applied_index, found[0].peer.id), (key.index, 2));
         assert_eq!(
@@ -230,7 +231,7 @@ mod tests {
         let key = hand_over(&leader, &follower);
         crashed_follower(&key, &follower);
         follower.regions.snaps.remove(Side::Received, &key).unwrap();
-        let error = recover(&follower.regions).unwrap_err().to_string();
+        let error = recover(&follower.regions.steps()).unwrap_err().to_string();
         assert!(error.contains("region 7") && error.contains("empty data directory"), "{error}");
     }
 
@@ -244,7 +245,7 @@ mod tests {
         let mut batch = WriteBatch::new();
         batch.put(Cf::Meta, keys::region_state(7), values::encode(&state));
         store.write(&batch);
-        let found = recover(&store.regions).unwrap();
+        let found = recover(&store.regions.steps()).unwrap();
         assert_eq!(found[0].state.state(), PeerState::Tombstone);
         assert!(!found[0].state.cleaning);
         assert_eq!((store.get("b1"), store.get("e1")), (None, None));
@@ -253,7 +254,7 @@ mod tests {
     #[test]
     fn data_of_regions_stays() {
         let store = leader_with_data();
-        recover(&store.regions).unwrap();
+        recover(&store.regions.steps()).unwrap();
         assert_eq!((store.get("b1"), store.get("d1")), (Some("new".into()), None));
     }
 }

@@ -20,6 +20,7 @@ use super::util::worker::Worker;
 mod patience;
 pub mod raftlog_gc;
 pub mod ranges;
+pub mod region_steps;
 pub mod region_task;
 pub mod scheduler_task;
 pub mod split_checker;

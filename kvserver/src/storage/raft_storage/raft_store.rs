@@ -92,7 +92,7 @@ impl RaftStore {
         let form = BoundaryForm::of_raw(raft.api);
         let (engine, log, snaps) = (disk.engine.clone(), disk.log.clone(), disk.snaps.clone());
         let regions = RegionStore { engine, log, snaps, form };
-        let recovering = regions.clone();
+        let recovering = regions.steps();
         let found = blocking(move || Ok(recovery::recover(&recovering)?)).await?;
         let found = joining.join(&ident, found).await?;
         raft.seed = ident.cluster_id;
