@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use integration::cluster::disk::{self, Disk};
-use integration::cluster::{ClusterOptions, Load, LoadOptions, ProcessCluster, Report, wait_for};
+use integration::cluster::{
+    ClusterOptions, Load, LoadOptions, ProcessCluster, Report, get, wait_for, wait_until,
+};
+use kvclient::RawClient;
 use tempfile::TempDir;
 
 const SOON: Duration = Duration::from_secs(30);
@@ -14,6 +17,8 @@ const SOME: u64 = 150;
 const MEBIBYTES: u64 = 256;
 /// Values large enough to fill a log file soon.
 const VALUE_BYTES: usize = 32 << 10;
+/// Less room than stores keep in reserve, and more than they fill before they notice.
+const SCARCE: u64 = 48 << 20;
 
 /// A cluster whose first store has a disk of its own.
 fn one_disk(home: &TempDir) -> (Disk, ProcessCluster) {
@@ -24,9 +29,10 @@ fn one_disk(home: &TempDir) -> (Disk, ProcessCluster) {
 }
 
 /// A cluster that has all its data on one disk.
-fn all_on_one_disk(home: &TempDir) -> (Disk, ProcessCluster) {
-    let disk = Disk::create(home.path(), "disk", 4 * MEBIBYTES).expect("a disk");
-    let options = ClusterOptions { dir: Some(disk.dir().to_path_buf()), ..ClusterOptions::default() };
+fn all_on_one_disk(home: &TempDir, store_config: &str) -> (Disk, ProcessCluster) {
+    let disk = Disk::create(home.path(), "disks", 4 * MEBIBYTES).expect("a disk");
+    let (dir, store_config) = (Some(disk.dir().to_path_buf()), store_config.to_string());
+    let options = ClusterOptions { dir, store_config, ..ClusterOptions::default() };
     (disk, ProcessCluster::start(options).expect("a cluster"))
 }
 
@@ -117,7 +123,7 @@ async fn a_cluster_that_loses_power_keeps_all_it_acknowledged() {
         return;
     }
     let home = tempfile::tempdir().expect("a directory");
-    let (disk, mut cluster) = all_on_one_disk(&home);
+    let (disk, mut cluster) = all_on_one_disk(&home, "");
     let load = load(&cluster, 1_000).await;
     for _ in 0..2 {
         disk.lose_power().expect("power goes");
@@ -130,13 +136,49 @@ async fn a_cluster_that_loses_power_keeps_all_it_acknowledged() {
     verdict(load).await;
 }
 
+/// Little room is left: stores stop early enough to be alive when there is more. The leader's store is the first; the
+/// others take its regions over.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_is_low_on_space_hands_over_and_a_cluster_without_room_waits_for_more() {
+    if !disk::available() {
+        return;
+    }
+    let home = tempfile::tempdir().expect("a directory");
+    let (one, cluster) = one_disk(&home);
+    let first_load = load(&cluster, 200).await;
+    one.fill_but(SCARCE).expect("it fills");
+    let led = || cluster.leader().is_some_and(|leader| leader != 0);
+    wait_until("another leader than the store without room", SOON, led).expect("it hands over");
+    wait_until("the store to say so", SOON, || says_it_is_full(&cluster, 0)).expect("it says so");
+    first_load.wait_progress(SOME, SOON).expect("the cluster works");
+    verdict(first_load).await;
+
+    let (all, cluster) = all_on_one_disk(&home, "");
+    let second_load = load(&cluster, 200).await;
+    all.fill_but(SCARCE).expect("it fills");
+    wait_until("all to say so", SOON, || (0..3).all(|n| says_it_is_full(&cluster, n))).expect("they say so");
+    let client = RawClient::connect([cluster.endpoint()]).await.expect("a client");
+    let refused = client.put("more", "data").await.expect_err("there is no room for it");
+    assert!(refused.to_string().contains("reserve-space"), "{refused}");
+    client.delete("more").await.expect("deletions are taken");
+    all.empty().expect("room");
+    second_load.wait_progress(SOME, SOON).expect("it goes on by itself");
+    verdict(second_load).await;
+}
+
+fn says_it_is_full(cluster: &ProcessCluster, index: usize) -> bool {
+    let reply = get(cluster.stores[index].status_address, "/ready", SOON);
+    reply.is_ok_and(|reply| reply.status == 503 && reply.body.contains("reserve-space"))
+}
+
+/// Without a reserve the stores run into the wall.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cluster_without_room_keeps_all_it_acknowledged() {
     if !disk::available() {
         return;
     }
     let home = tempfile::tempdir().expect("a directory");
-    let (disk, mut cluster) = all_on_one_disk(&home);
+    let (disk, mut cluster) = all_on_one_disk(&home, "[storage]\nreserve-space = \"0KiB\"\n");
     let load = load(&cluster, VALUE_BYTES).await;
     disk.fill().expect("it fills");
     let somebody_ended =

@@ -104,6 +104,8 @@ pub struct StorageConfig {
     pub write_buffer_size: ReadableSize,
     /// Threads that flush and compact.
     pub max_background_jobs: u32,
+    /// With less room than this on its disk a store takes no new data; 0 for never.
+    pub reserve_space: ReadableSize,
 }
 
 /// The form of keys of a cluster.
@@ -237,6 +239,7 @@ impl Default for StorageConfig {
             block_cache: BlockCacheConfig::default(),
             write_buffer_size: ReadableSize(engine.write_buffer_bytes),
             max_background_jobs: engine.max_background_jobs,
+            reserve_space: ReadableSize(64 << 20),
         }
     }
 }

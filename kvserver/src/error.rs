@@ -31,6 +31,8 @@ pub enum RegionError {
     RaftEntryTooLarge { region_id: u64, bytes: u64 },
     #[error("cannot confirm leadership of region {region_id}: {reason}")]
     ReadIndexNotReady { region_id: u64, reason: String },
+    #[error("store {store_id} takes no new data: {reason}")]
+    DiskFull { store_id: u64, reason: String },
     /// Leadership was lost with the write in flight: it may or may not take effect.
     #[error("the outcome is unknown: {0}")]
     Undetermined(String),

@@ -65,6 +65,11 @@ impl Disk {
 
     /// Writes a file that takes all the room there is.
     pub fn fill(&self) -> io::Result<()> {
+        self.fill_but(0)
+    }
+
+    /// Writes a file that leaves that many bytes.
+    pub fn fill_but(&self, left: u64) -> io::Result<()> {
         let ballast = File::create(self.ballast())?;
         let mut bytes = 1u64 << 30;
         let mut taken = 0;
@@ -75,6 +80,8 @@ impl Disk {
                 _ => bytes /= 2,
             }
         }
+        let length = u64::try_from(taken).map_err(io::Error::other)?;
+        ballast.set_len(length.saturating_sub(left))?;
         ballast.sync_all()
     }
 

@@ -112,6 +112,9 @@ pub fn region_error(error: RegionError) -> errorpb::Error {
         RegionError::RaftEntryTooLarge { region_id, bytes } => {
             message.raft_entry_too_large = Some(errorpb::RaftEntryTooLarge { region_id, entry_size: bytes });
         }
+        RegionError::DiskFull { store_id, reason } => {
+            message.disk_full = Some(errorpb::DiskFull { store_id: vec![store_id], reason });
+        }
         RegionError::ReadIndexNotReady { region_id, reason } => {
             message.read_index_not_ready = Some(errorpb::ReadIndexNotReady { reason, region_id });
         }

@@ -44,6 +44,7 @@ pub enum EntryError {
 pub struct WriteSet {
     buf: BytesMut,
     ops: usize,
+    adds_data: bool,
 }
 
 impl Default for WriteSet {
@@ -59,11 +60,12 @@ impl WriteSet {
         buf.put_u8(FORMAT);
         buf.put_u8(KIND_WRITE);
         buf.put_u64(0);
-        WriteSet { buf, ops: 0 }
+        WriteSet { buf, ops: 0, adds_data: false }
     }
 
     /// Sets `key` to the concatenation of `value` parts (a header and a payload need not be joined first).
     pub fn put(&mut self, cf: Cf, key: &[u8], value: &[&[u8]]) {
+        self.adds_data = true;
         self.begin(OP_PUT, cf, key);
         put_varint(&mut self.buf, value.iter().map(|v| v.len()).sum());
         for part in value {
@@ -89,6 +91,11 @@ impl WriteSet {
         self.buf.put_u8(cf as u8);
         put_varint(&mut self.buf, key.len());
         self.buf.put_slice(key);
+    }
+
+    /// True when it does more than delete.
+    pub fn adds_data(&self) -> bool {
+        self.adds_data
     }
 
     /// Number of changes.

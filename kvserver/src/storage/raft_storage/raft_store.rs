@@ -6,7 +6,7 @@
 //! their task at work, then the databases close.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -20,11 +20,11 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::counters::Counters;
-use super::leader_wait::LeaderWait;
 use super::raft_server::RaftServer;
 use super::region_reader::RegionReader;
 use super::resolver::Resolver;
 use super::snap_runner::SnapRunner;
+use super::space::{self, Space};
 use super::store_figures::Figures;
 use super::transport::{GrpcTransport, LostStores, Network};
 use super::{RaftStorage, RegionContext, Storage};
@@ -57,6 +57,8 @@ const LEAVE_MS: u64 = 5_000;
 /// How often it is looked whether leaders are still here, and after how many looks another peer is asked to lead.
 const LEAVE_EVERY: Duration = Duration::from_millis(20);
 const LEAVE_LOOKS: usize = 10;
+/// After how many looks at a disk without room leaders are handed over again.
+const HAND_OVER_LOOKS: usize = 20;
 /// Pause between attempts to reach the scheduler at start.
 const SCHEDULER_RETRY: Duration = Duration::from_millis(500);
 
@@ -98,6 +100,15 @@ impl RaftStore {
         raft.seed = ident.cluster_id;
         let parts = Parts { disk, scheduler, raft, ident, regions, found, fatal };
         parts.run(config)
+    }
+
+    /// The store at work: its disk is watched.
+    fn begin(store: RaftStore) -> Arc<RaftStore> {
+        let stopping = store.network.stopping.clone();
+        let store = Arc::new(store);
+        let watch = tokio::spawn(watch_space(Arc::downgrade(&store), stopping));
+        store.tasks.lock().push(watch);
+        store
     }
 
     /// Counters of messages and snapshots.
@@ -168,6 +179,31 @@ impl RaftStore {
         self.disk.log.close()?;
         self.disk.engine.close()?;
         Ok(())
+    }
+}
+
+/// Looks at the room on the disk until the store stops; a store that is low on it gives its leaders away.
+async fn watch_space(store: Weak<RaftStore>, stopping: CancellationToken) {
+    for look in 0.. {
+        tokio::select! {
+            () = stopping.cancelled() => return,
+            () = tokio::time::sleep(space::LOOK_EVERY) => {}
+        }
+        let Some(store) = store.upgrade() else { return };
+        let dir = store.disk.dir.clone();
+        // A file system that fails may take its time.
+        let Ok(found) = tokio::task::spawn_blocking(move || space::disk_space(&dir)).await else { return };
+        let available = match found {
+            Ok((_, available)) => available,
+            Err(error) => {
+                tracing::warn!(%error, "the file system does not tell its size");
+                continue;
+            }
+        };
+        let just_now = store.storage.space.note(available);
+        if just_now || store.storage.space.shortage().is_some() && look % HAND_OVER_LOOKS == 0 {
+            store.hand_over(&store.led(), look / HAND_OVER_LOOKS);
+        }
     }
 }
 
@@ -275,13 +311,12 @@ impl Parts {
             stopping: network.stopping.clone(),
         });
         let reader = RegionReader::new(store_id, disk.engine.clone(), views.clone(), network.lost.clone());
-        let reader = Arc::new(reader);
-        let (wait, waiting) = LeaderWait::start(reader.clone(), router, network.stopping.clone());
+        let space = Space::new(store_id, config.storage.reserve_space.0);
+        let (storage, waiting) = RaftStorage::start(api, reader, space, router, network.stopping.clone());
         tasks.push(waiting);
         let (tasks, runtime) = (Mutex::new(tasks), Handle::current());
-        let storage = Arc::new(RaftStorage { api, reader, wait });
         let ingress = Arc::new(RaftServer::new(network.clone(), transfers));
-        Ok(Arc::new(RaftStore {
+        Ok(RaftStore::begin(RaftStore {
             ident,
             disk,
             storage,
@@ -356,6 +391,7 @@ impl Store for RaftStore {
         if self.figures.stopping.is_cancelled() {
             reasons.push("the store is stopping".into());
         }
+        reasons.extend(self.storage.space.shortage());
         reasons
     }
 

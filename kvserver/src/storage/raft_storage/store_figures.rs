@@ -1,14 +1,12 @@
 //! What a store tells the scheduler about itself: space, regions, snapshots.
 
-use std::ffi::CString;
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
 use std::sync::Arc;
 
 use kvproto::key::BoundaryForm;
 use kvproto::{metapb, pdpb};
 use tokio_util::sync::CancellationToken;
 
+use super::space::disk_space;
 use crate::clock;
 use crate::engine::RangeEstimate;
 use crate::raftstore::meta::region_view::ViewRegistry;
@@ -86,32 +84,5 @@ impl StoreFigures for Figures {
 
     fn after_report(&self) {
         self.runners.sweep_snapshots();
-    }
-}
-
-/// Bytes of the file system that holds `path`: all, and those still free for this process.
-fn disk_space(path: &Path) -> std::io::Result<(u64, u64)> {
-    let path = CString::new(path.as_os_str().as_bytes())?;
-    let mut figures = std::mem::MaybeUninit::<libc::statvfs>::uninit();
-    // SAFETY: `path` is a terminated string, and `figures` is large enough for what the call fills in.
-    let rc = unsafe { libc::statvfs(path.as_ptr(), figures.as_mut_ptr()) };
-    if rc != 0 {
-        return Err(std::io::Error::last_os_error());
-    }
-    // SAFETY: the call succeeded and so has filled it in.
-    let figures = unsafe { figures.assume_init() };
-    let block = figures.f_frsize;
-    Ok((figures.f_blocks * block, figures.f_bavail * block))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_file_system_tells_its_size_and_a_missing_path_is_an_error() {
-        let (capacity, available) = disk_space(Path::new("/")).unwrap();
-        assert!(capacity > 0 && available <= capacity);
-        assert!(disk_space(Path::new("/no/such/directory")).is_err());
     }
 }
