@@ -168,6 +168,24 @@ async fn a_leader_that_reads_a_damaged_block_stops_and_stays_stopped() {
     tokio::time::timeout(SOON, reading).await.expect("the others have it all").expect("the reader");
 }
 
+/// A Raft log that was flushed to sorted files, all of which rot.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_whose_flushed_raft_log_rots_refuses_to_start() {
+    const EVERY: usize = 256;
+    let mut cluster = ProcessCluster::start(ClusterOptions::default()).expect("a cluster");
+    let load = load(&cluster, LoadOptions { value_bytes: 2_000, ..LoadOptions::default() }).await;
+    let victim = leader(&cluster);
+    cluster.stores[victim].process.terminate(SOON).expect("it stops");
+    let raft = cluster.stores[victim].data_dir.join("raft");
+    for file in damage::files(&raft, "sst").expect("sorted files") {
+        let length = file.metadata().expect("its size").len();
+        (0..length).step_by(EVERY).for_each(|at| damage::flip(&file, at).expect("damage"));
+    }
+    must_refuse(&mut cluster, victim, "rot everywhere");
+    load.wait_progress(SOME, SOON).expect("the cluster works without it");
+    verdict(load).await;
+}
+
 /// The leader's snapshot rots after it was built: the follower does not take it, and gets another.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_damaged_snapshot_is_not_taken_and_a_good_one_follows() {
