@@ -68,6 +68,21 @@ async fn timestamps_of_concurrent_callers_share_requests_and_never_repeat() {
     assert!(matches!(client.get_timestamp(0).await, Err(Error::InvalidArgument(_))));
 }
 
+/// A leader that hangs breaks no stream, and a store that only listens calls nobody who would notice.
+#[tokio::test]
+async fn a_heartbeat_stream_ends_when_another_member_leads_though_nothing_broke() {
+    let world = World::new(V2);
+    let first = scheduler::start(world.clone());
+    let second = scheduler::start(world.clone());
+    let client = SchedulerClient::connect(&[first.address.to_string()]).await.unwrap();
+    let mut stream = client.region_heartbeats().await.unwrap();
+    world.pd.leader.store(1, SeqCst);
+    let end = tokio::time::timeout(Duration::from_secs(30), stream.recv()).await.expect("an end");
+    assert!(end.unwrap_err().is_retryable());
+    assert_eq!(client.leader_url(), format!("http://{}", second.address));
+    assert!(client.region_heartbeats().await.is_ok(), "the next one is at the new leader");
+}
+
 #[tokio::test]
 async fn heartbeats_travel_both_ways_until_the_stream_breaks() {
     let world = World::new(V2);
