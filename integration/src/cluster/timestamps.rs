@@ -3,15 +3,15 @@
 //! Two kinds: clients of the SDK, which follow the leader, and plain streams that stay with one scheduler, whatever it
 //! is: a follower passes them on, and one that was frozen finds their requests in its sockets when it goes on.
 //!
-//! The rule that is checked: a timestamp is greater than every one that any client had before its request was sent,
-//! and no timestamp is given twice.
+//! The rules that are checked: a timestamp is greater than every one that any client had before its request was sent,
+//! no timestamp is given twice, and no client of the SDK meets an error: it waits until somebody leads.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use kvclient::SchedulerClient;
+use kvclient::{SchedulerClient, SchedulerOptions};
 use kvproto::pdpb::pd_client::PdClient;
 use kvproto::pdpb::{RequestHeader, TsoRequest};
 use kvproto::ts::Timestamp;
@@ -26,6 +26,8 @@ use super::{ClusterError, wait_until};
 const PACE: Duration = Duration::from_millis(2);
 /// Between two requests on a plain stream, and before it is opened again.
 const PLAIN_PACE: Duration = Duration::from_millis(25);
+/// How long a client of the SDK tries; much longer than any leader is away.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Requests without an answer on a plain stream.
 const WAITING_MAX: usize = 256;
 
@@ -83,15 +85,19 @@ impl TimestampLoad {
         let mut cluster_id = 0;
         for n in 0..clients {
             // A connection of its own for each: they do not share a stream.
-            let client = SchedulerClient::connect(endpoints).await?;
+            let options = SchedulerOptions { timeout: PATIENCE, ..SchedulerOptions::default() };
+            let client = SchedulerClient::connect_with(endpoints, options).await?;
             cluster_id = client.cluster_id();
             let seen = seen.clone();
             tasks.spawn(async move {
                 while !seen.ending.load(Ordering::SeqCst) {
                     let floor = seen.floor();
-                    if let Ok(ts) = client.get_timestamp(1).await {
-                        seen.take(&format!("client {n}"), floor, ts.get());
-                        seen.note_pause();
+                    match client.get_timestamp(1).await {
+                        Ok(ts) => {
+                            seen.take(&format!("client {n}"), floor, ts.get());
+                            seen.note_pause();
+                        }
+                        Err(error) => seen.wrong.lock().push(format!("client {n}: {error}")),
                     }
                     tokio::time::sleep(PACE).await;
                 }
