@@ -11,6 +11,8 @@ use kvproto::kvrpcpb::ApiVersion;
 
 use super::regions::Regions;
 
+/// Keys that a store takes in one request.
+const KEYS_AT_ONCE: usize = 256;
 /// How long one round is waited for before the next.
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -34,7 +36,7 @@ pub async fn split_at(scheduler: &SchedulerClient, keys: &[Bytes], within: Durat
             return Err(format!("{} of {} cuts are missing; {last_error}", missing.len(), keys.len()));
         }
         for keys in by_region(&regions, missing) {
-            if let Err(error) = cluster.split(&keys).await {
+            if let Err(error) = cluster.split(&keys[..keys.len().min(KEYS_AT_ONCE)]).await {
                 last_error = error.to_string();
             }
         }

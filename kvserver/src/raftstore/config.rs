@@ -2,6 +2,8 @@
 
 use kvproto::kvrpcpb::ApiVersion;
 
+use super::op::compact_log;
+
 /// Figures of the raftstore. Tick, heartbeat and election figures are the same on every store of a cluster.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RaftConfig {
@@ -100,6 +102,12 @@ impl RaftConfig {
         if self.log_gc_ticks == 0 || self.log_gc_threshold == 0 {
             return Err("raft-log-gc-tick-interval and raft-log-gc-threshold must not be 0".into());
         }
+        if self.log_gc_count_limit <= compact_log::KEEP {
+            return Err(format!(
+                "raft-log-gc-count-limit must be more than {}, the entries that are kept",
+                compact_log::KEEP
+            ));
+        }
         if self.split_check_ticks == 0 || self.split_check_diff == 0 {
             return Err("split-check-interval and region-split-check-diff must not be 0".into());
         }
@@ -116,5 +124,7 @@ mod tests {
         assert_eq!(RaftConfig::default().validate(), Ok(()));
         let bad = RaftConfig { heartbeat_ticks: 5, ..Default::default() };
         assert!(bad.validate().unwrap_err().contains("raft-election-timeout-ticks"));
+        let bad = RaftConfig { log_gc_count_limit: 16, ..Default::default() };
+        assert!(bad.validate().unwrap_err().contains("raft-log-gc-count-limit"), "it would compact for ever");
     }
 }

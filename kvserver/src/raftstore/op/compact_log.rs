@@ -11,7 +11,7 @@ use super::super::peer::{Peer, StoreCtx};
 use crate::raftstore::config::RaftConfig;
 
 /// Entries a leader keeps for followers that are only a little behind.
-const KEEP: u64 = 16;
+pub const KEEP: u64 = 16;
 
 /// The state of a log, as far as compaction looks at it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
