@@ -192,6 +192,9 @@ impl Config {
         if self.schedule.replica_schedule_limit == 0 {
             return refuse("schedule.replica-schedule-limit must be at least 1");
         }
+        if self.schedule.store_limit.add_peer == 0 || self.schedule.store_limit.remove_peer == 0 {
+            return refuse("schedule.store-limit must be at least 1 for both, or nothing is repaired");
+        }
         if self.schedule.store_disconnect_time.0 > self.schedule.max_store_down_time.0 {
             return refuse("schedule.store-disconnect-time must not exceed schedule.max-store-down-time");
         }

@@ -428,6 +428,21 @@ fn large_replicas_move_at_the_rate_of_the_store_limit() {
     assert!((25..=32).contains(&gained), "fifteen a minute: {gained} in two");
 }
 
+#[test]
+fn leaders_that_can_move_are_found_behind_many_that_cannot() {
+    let on_first_three = |n: usize| {
+        let mut stores = vec![1, 2, 3];
+        stores.rotate_left(n % 3);
+        (stores, 0)
+    };
+    let mut regions: Vec<Place> = (0..1_800).map(on_first_three).collect();
+    // Only these have a replica on store 4, and their ids come last.
+    regions.extend(vec![(vec![1, 2, 4], 0); 60]);
+    let mut world = World::new(4, regions, ScheduleConfig { region_operators_max: 0, ..config() });
+    world.run(3 * MINUTE);
+    assert_eq!(world.leaders()[3], 60);
+}
+
 fn places(stores: u64) -> impl Strategy<Value = Vec<Place>> {
     let some = prop::sample::subsequence((1..=stores).collect::<Vec<_>>(), 3).prop_shuffle();
     prop::collection::vec((some, prop_oneof![3 => 0u64..4, 1 => 0u64..600]), 1..60)

@@ -3,6 +3,8 @@
 //! An order is obeyed when it is safe, not when it is wise: the checkers may undo it later, as they do with a
 //! replica too many.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use kvproto::metapb;
 
@@ -13,8 +15,8 @@ use crate::core::region::{RegionInfo, ends_after};
 use crate::core::store::StoreState;
 use crate::id::IdSource;
 
-/// The most keys of one split.
-pub const SPLIT_KEYS_MAX: usize = 1024;
+/// The most keys of one split: as many as a store takes at once.
+pub const SPLIT_KEYS_MAX: usize = 256;
 
 /// What is to be done with a region.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -101,6 +103,9 @@ fn transfer_region(
     let voters: Vec<&metapb::Peer> = region.voters().collect();
     if wanted.len() != voters.len() || voters.len() != region.meta.peers.len() {
         return Err(format!("it has {} voters, so name as many stores", voters.len()));
+    }
+    if wanted.iter().collect::<BTreeSet<_>>().len() != wanted.len() {
+        return Err("a store is named twice".into());
     }
     let leaving = voters.iter().filter(|peer| !wanted.contains(&peer.store_id));
     let coming = wanted.iter().filter(|store| region.peer_on(**store).is_none());

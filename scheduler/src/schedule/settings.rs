@@ -59,6 +59,9 @@ pub fn set(config: &mut ScheduleConfig, key: &str, value: Setting) -> Result<(),
             0 => return Err(format!("{key} must be at least 1, or nothing is repaired")),
             max => config.operators_max = max,
         },
+        "store-limit.add-peer" | "store-limit.remove-peer" if count(value)? == 0 => {
+            return Err(format!("{key} must be at least 1, or nothing is repaired"));
+        }
         "store-limit.add-peer" => config.store_limit.add_peer = count(value)? as u64,
         "store-limit.remove-peer" => config.store_limit.remove_peer = count(value)? as u64,
         "halt-scheduling" => config.halt_scheduling = flag(value)?,

@@ -5,8 +5,8 @@ use crate::schedule::{View, selector};
 use crate::schedulers::SchedulerName;
 
 const PURPOSE: Purpose = Purpose { name: "evict-leader", kind: OperatorKind::Evict };
-/// How many regions of a store are looked at in one search.
-const CANDIDATES_MAX: usize = 128;
+/// How many regions of a store are looked at in one search. The next one goes on behind them.
+const CANDIDATES_MAX: usize = 1024;
 
 /// The next leader to move.
 pub fn next(view: &View<'_>, cursor: &mut u64) -> Option<Operator> {
@@ -20,10 +20,15 @@ pub fn off(view: &View<'_>, store_id: u64, purpose: Purpose, cursor: &mut u64) -
         let operator: Option<&Operator> = view.operators.get(region_id);
         operator.is_none_or(|running| running.kind().priority() < Priority::High)
     };
-    let leaders = view.cluster.led_by(store_id, *cursor).take(CANDIDATES_MAX);
-    let (region, target) = leaders
+    let mut seen = *cursor;
+    let found = view
+        .cluster
+        .led_by(store_id, *cursor)
+        .take(CANDIDATES_MAX)
+        .inspect(|region| seen = region.id())
         .filter(|region| may_go(region.id()))
-        .find_map(|region| Some((region, selector::better_leader(view, region, store_id)?)))?;
-    *cursor = region.id();
+        .find_map(|region| Some((region, selector::better_leader(view, region, store_id)?)));
+    *cursor = seen;
+    let (region, target) = found?;
     builder::evict_leader(view, region, purpose, target)
 }

@@ -18,7 +18,7 @@ use crate::cluster::Cluster;
 use crate::error::ClusterError;
 use crate::schedule::operator::Cancel;
 use crate::schedule::operator_controller::Outcome;
-use crate::schedule::order::Order;
+use crate::schedule::order::{Order, SPLIT_KEYS_MAX};
 
 /// The most keys, and regions, of one request.
 const KEYS_MAX: usize = 4096;
@@ -209,7 +209,11 @@ fn look(cluster: &Cluster, keys: &[Bytes]) -> (Vec<u64>, BTreeMap<u64, Vec<Bytes
         match cluster.basic().regions().by_key(key) {
             Some(region) if region.meta.start_key == *key => begun.push(region.id()),
             Some(region) if cluster.operator(region.id()).is_none() => {
-                to_split.entry(region.id()).or_default().push(key.clone());
+                // The rest has its turn at the next look.
+                let keys = to_split.entry(region.id()).or_default();
+                if keys.len() < SPLIT_KEYS_MAX {
+                    keys.push(key.clone());
+                }
             }
             _ => {}
         }

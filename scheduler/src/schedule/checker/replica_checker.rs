@@ -53,7 +53,8 @@ fn check_learners(view: &View<'_>, region: &RegionInfo, _ids: &mut dyn IdSource)
 /// Whether another store should be tried instead of waiting for the learner.
 fn is_hopeless(view: &View<'_>, region: &RegionInfo, learner: &metapb::Peer) -> bool {
     match view.state(learner.store_id) {
-        StoreState::Up => false,
+        // Its store reports, but the region's leader has long not heard from it.
+        StoreState::Up => region.is_down(learner.id) && selector::new_peer_store(view, region).is_ok(),
         StoreState::Disconnected => selector::new_peer_store(view, region).is_ok(),
         StoreState::Down | StoreState::Offline | StoreState::Tombstone => true,
     }
