@@ -401,6 +401,16 @@ enum End {
     NotOpened(String),
 }
 
+/// How a stream ended that brings nothing more. Only trailers come from the store itself: without them something in
+/// between may have closed it.
+async fn ended(replies: &mut Streaming<BatchCommandsResponse>) -> End {
+    match replies.trailers().await {
+        Ok(Some(_)) => End::Finished,
+        Ok(None) => End::Broke("the stream ended without a word".into()),
+        Err(status) => End::Broke(format!("the stream broke: {}", describe(&status))),
+    }
+}
+
 /// Reads replies until the stream ends.
 async fn serve(
     shared: &Shared,
@@ -414,7 +424,7 @@ async fn serve(
             biased;
             reply = replies.message() => match reply {
                 Ok(Some(reply)) => shared.land(reply, &mut waiters),
-                Ok(None) => return End::Finished,
+                Ok(None) => return ended(&mut replies).await,
                 Err(status) => return End::Broke(format!("the stream broke: {}", describe(&status))),
             },
             _ = sweep.tick(), if busy => {

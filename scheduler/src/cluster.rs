@@ -20,6 +20,7 @@ use std::collections::BTreeSet;
 use bytes::Bytes;
 use kvproto::mvccpb::KeyValue;
 use kvproto::{keyspacepb, metapb, pdpb};
+use prost::Message as _;
 
 use crate::coordinator::{Coordinator, Scene};
 use crate::core::basic_cluster::BasicCluster;
@@ -411,12 +412,18 @@ impl Cluster {
     }
 }
 
+/// The largest record of a store: what etcd takes in one write is larger than this many times over.
+const STORE_BYTES_MAX: usize = 64 << 10;
+
 fn check_store(store: &metapb::Store) -> Result<(), ClusterError> {
     if store.id == 0 {
         return Err(ClusterError::InvalidStore("id 0; ask for one with AllocID"));
     }
     if store.address.is_empty() {
         return Err(ClusterError::InvalidStore("no address"));
+    }
+    if store.encoded_len() > STORE_BYTES_MAX {
+        return Err(ClusterError::InvalidStore("addresses, labels and version are over 64 KiB together"));
     }
     Ok(())
 }

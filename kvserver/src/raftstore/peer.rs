@@ -108,6 +108,8 @@ pub(super) struct Ticks {
     pub log_gc: u64,
     pub report: u64,
     pub split_check: u64,
+    /// How often in a row the scheduler gave no ids for a split.
+    pub splits_refused: u32,
     /// The region is being looked at.
     pub checking: bool,
     pub leaderless: u64,

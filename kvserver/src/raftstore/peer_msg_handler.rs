@@ -18,6 +18,8 @@ use super::util::region::{epoch, is_learner, peer_by_id};
 use crate::clock::Now;
 use crate::error::RegionError;
 
+/// How often the time between two looks at a region is doubled while the scheduler gives no ids.
+const SPLIT_PATIENCE_MAX: u32 = 6;
 /// Seconds of silence after which a peer is reported as down.
 const DOWN_AFTER_S: u64 = 10;
 
@@ -253,7 +255,8 @@ impl Peer {
             self.propose_compact_log(ctx);
         }
         self.ticks.split_check += 1;
-        if self.ticks.split_check >= ctx.config.split_check_ticks {
+        let patience = 1 << self.ticks.splits_refused.min(SPLIT_PATIENCE_MAX);
+        if self.ticks.split_check >= ctx.config.split_check_ticks * patience {
             self.ticks.split_check = 0;
             if self.size.is_none() || self.written.unchecked >= ctx.config.split_check_diff {
                 self.check_size(false, out);

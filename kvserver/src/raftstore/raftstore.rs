@@ -318,6 +318,12 @@ impl Shard {
                     continue;
                 }
             };
+            // It may have told that leader that it will elect nobody else for now: that counts as well.
+            let followed = self.peers.get(&region_id).map_or(raft::INVALID_ID, |p| p.rn.raft.leader_id);
+            if followed != raft::INVALID_ID {
+                let term = peer.term();
+                peer.rn.raft.become_follower(term, followed);
+            }
             let child = born.child;
             out.apply.push(ApplyTask::Register {
                 region: child.meta.clone(),
@@ -326,6 +332,7 @@ impl Shard {
             });
             let alone = child.meta.region.peers.len() == 1;
             if (born.campaigns || alone)
+                && followed == raft::INVALID_ID
                 && let Err(error) = peer.rn.campaign()
             {
                 tracing::warn!(region = region_id, %error, "a new region did not campaign");

@@ -114,7 +114,8 @@ impl Elector {
         }
     }
 
-    /// Campaigns and leads while the session holds.
+    /// Campaigns and leads while the session holds. Returns also when etcd did not say how a change of the leader key
+    /// ended: closing the session then ends whatever key it may have left, which it would keep alive for ever.
     async fn use_session(&mut self, session: &Session, leader: &dyn Lead, stopping: &CancellationToken) {
         while !stopping.is_cancelled() && !session.is_lost() {
             let elected = tokio::select! {
@@ -127,7 +128,9 @@ impl Elector {
                     let end = self.lead(session, revision, leader, stopping).await;
                     tracing::info!(revision, why = ?end, "this scheduler does not lead any more");
                     if matches!(end, End::Asked | End::Failed) {
-                        self.resign(revision).await;
+                        if !self.resign(revision).await {
+                            return;
+                        }
                         let mut views = self.directory.subscribe();
                         let other = views
                             .wait_for(|view| view.leader.as_ref().is_some_and(|l| l.revision > revision));
@@ -138,6 +141,7 @@ impl Elector {
                 Err(error) => {
                     tracing::warn!(%error, "the campaign for the lead failed");
                     tokio::time::sleep(RETRY).await;
+                    return;
                 }
             }
         }
@@ -231,7 +235,8 @@ impl Elector {
         }
         cut_off.cancel();
         if let Some(done) = asked_by {
-            self.resign(revision).await;
+            // Tried again by the caller; the lead ends with the session at the latest.
+            let _given_back = self.resign(revision).await;
             let _gone = done.send(Ok(())).is_err();
         }
         while let Ok(late) = self.transfers.try_recv() {
@@ -263,8 +268,8 @@ impl Elector {
         Ok(())
     }
 
-    /// Deletes the leader key if it is still the one of this revision.
-    async fn resign(&self, revision: i64) {
+    /// Deletes the leader key if it is still the one of this revision. False when etcd did not say that it is gone.
+    async fn resign(&self, revision: i64) -> bool {
         let key = self.keys.leader();
         let request = etcd_client::Txn::new()
             .when([Compare::create_revision(key.clone(), CompareOp::Equal, revision)])
@@ -273,8 +278,12 @@ impl Elector {
             let request = request.clone();
             async move { client.txn(request).await }
         });
-        if let Err(error) = deleted.await {
-            tracing::warn!(%error, "the lead could not be given back: it ends with the lease");
+        match deleted.await {
+            Ok(_) => true,
+            Err(error) => {
+                tracing::warn!(%error, "the lead could not be given back: it ends with the lease");
+                false
+            }
         }
     }
 }

@@ -78,7 +78,13 @@ impl Node {
 
     /// The answer to "who are you?".
     pub fn members(&self) -> pdpb::GetMembersResponse {
-        self.directory.view().to_wire(&self.me, self.leading_term().is_some(), self.header())
+        let mut answer =
+            self.directory.view().to_wire(&self.me, self.leading_term().is_some(), self.header());
+        // What was known of others before etcd went out of reach may be long over, and would send clients astray.
+        if self.leading_term().is_none() && self.etcd.as_ref().is_some_and(|etcd| !etcd.is_up()) {
+            (answer.leader, answer.etcd_leader) = (None, None);
+        }
+        answer
     }
 
     /// Why this process cannot do its part, if it cannot.

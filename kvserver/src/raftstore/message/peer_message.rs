@@ -141,10 +141,10 @@ fn raft_part(bytes: &Bytes, from: u64, to: u64) -> Result<eraftpb::Message, Mess
         | MsgHeartbeatResponse
         | MsgTransferLeader
         | MsgTimeoutNow
-        | MsgReadIndex
-        | MsgReadIndexResp
         | MsgRequestPreVote
         | MsgRequestPreVoteResponse => {}
+        // Reads are asked of leaders only: nobody passes them on.
+        MsgReadIndex | MsgReadIndexResp => return Err(MessageError::LocalType(m.msg_type as i32)),
         MsgHup | MsgBeat | MsgPropose | MsgUnreachable | MsgSnapStatus | MsgCheckQuorum => {
             return Err(MessageError::LocalType(m.msg_type as i32));
         }
@@ -168,7 +168,7 @@ const NUMBER_MAX: u64 = 1 << 62;
 
 /// The library takes a message without a term for one of its own, and counts on from the numbers in the others.
 fn check_numbers(m: &eraftpb::Message) -> Result<(), MessageError> {
-    if m.term == 0 && m.msg_type != eraftpb::MessageType::MsgReadIndex {
+    if m.term == 0 {
         return Err(MessageError::Missing("the term"));
     }
     let last = m.get_entries().last().map_or(0, |entry| entry.index.max(entry.term));
@@ -223,6 +223,10 @@ mod tests {
     fn messages_that_would_panic_the_library_are_refused() {
         let local = message(eraftpb::MessageType::MsgHup).into_wire();
         assert_eq!(PeerMessage::from_wire(local), Err(MessageError::LocalType(0)));
+        let mut read = message(eraftpb::MessageType::MsgReadIndex);
+        let Payload::Raft(m) = &mut read.payload else { unreachable!() };
+        m.entries.clear();
+        assert_eq!(PeerMessage::from_wire(read.into_wire()), Err(MessageError::LocalType(15)));
         let mut foreign = message(eraftpb::MessageType::MsgAppend).into_wire();
         foreign.from_peer.as_mut().unwrap().id = 99;
         assert_eq!(PeerMessage::from_wire(foreign), Err(MessageError::Misaddressed));

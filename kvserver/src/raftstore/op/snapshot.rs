@@ -136,6 +136,10 @@ impl Peer {
         if peer_by_id(&meta.region, self.peer.id).is_none() {
             return refuse("this peer is not in its region".into());
         }
+        // The library takes the members from here, and panics on what makes no sense.
+        if m.get_snapshot().get_metadata().get_conf_state() != &conf_state(&meta.region) {
+            return refuse("its members are not those of its region".into());
+        }
         if self.applying.is_some() {
             return refuse("another one is being applied".into());
         }

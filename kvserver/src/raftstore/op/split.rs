@@ -22,7 +22,7 @@ use crate::raftstore::message::{Callback, Output, RegionContext, Task, write_set
 use crate::raftstore::meta::keys;
 use crate::raftstore::meta::region_map::Holder;
 use crate::raftstore::meta::region_view::RegionMeta;
-use crate::raftstore::meta::values::{self, RegionState};
+use crate::raftstore::meta::values::{self, PeerState, RegionState};
 use crate::raftstore::peer::{Peer as RaftPeer, StoreCtx};
 use crate::raftstore::store_worker;
 use crate::raftstore::util::region::epoch;
@@ -160,6 +160,9 @@ fn clean_unborn(child: &Child, ctx: &mut StoreCtx, out: &mut Output) {
     let key = keys::region_state(region_id);
     let tombstone: Result<Option<RegionState>, _> = values::load(&*ctx.engine, &key, "region state");
     let Ok(Some(tombstone)) = tombstone else { return };
+    if tombstone.state() != PeerState::Tombstone {
+        return;
+    }
     if let Err(overlap) = ctx.map.take(&child.meta, Holder::Cleaning) {
         unreachable!("INV-RANGE: a region is divided within its own range: {overlap}");
     }
@@ -229,6 +232,8 @@ impl RaftPeer {
     ) {
         let waits = |s: &mut Splitting| s.proposed.is_none() && s.version == version;
         let Some(mut splitting) = self.splitting.take_if(waits) else { return };
+        // Without ids the region is looked at again, ever more rarely: a look at a large region reads much of it.
+        self.ticks.splits_refused = if result.is_ok() { 0 } else { self.ticks.splits_refused + 1 };
         let proposed = result
             .map_err(|reason| RegionError::ServerIsBusy { reason: format!("no ids for a split: {reason}") })
             .and_then(|ids| self.propose_split(&splitting, &ids, ctx));
@@ -254,7 +259,8 @@ impl RaftPeer {
     ) -> Result<u64, RegionError> {
         let busy = |reason: &str| RegionError::ServerIsBusy { reason: reason.into() };
         let meta = self.meta();
-        if !self.is_leader() {
+        // Serving means that the lease of this term has begun: what pauses it now is not undone.
+        if !self.serves() {
             return Err(self.not_leader());
         }
         if meta.version() != splitting.version {
