@@ -1,8 +1,8 @@
 //! Timestamps that clients share over gRPC besides those of the oracle: the one below which old versions may be
 //! gone, the one that applications agreed on, and one that is below all later ones.
 //!
-//! The first two are durable, never go back, and are kept among the keys of clients, where clients of the field also
-//! look for them. A timestamp from the future is refused.
+//! The first two are durable before whoever raised them is answered, are only raised, and are kept among the keys
+//! of clients, where clients of the field also look for them. A timestamp from the future is refused.
 
 use kvproto::{pdpb, ts::Timestamp};
 use tonic::{Response, Status};
