@@ -17,12 +17,6 @@ fn start(options: ClusterOptions) -> ProcessCluster {
     ProcessCluster::start(options).expect("a cluster of three stores")
 }
 
-/// Leaders stay where they are unless something happens to them: the scheduler does not even them out.
-fn at_rest() -> ClusterOptions {
-    let scheduler_config = "[schedule]\nleader-schedule-limit = 0\n".into();
-    ClusterOptions { scheduler_config, ..ClusterOptions::default() }
-}
-
 async fn load(cluster: &ProcessCluster) -> Load {
     let load = Load::start(vec![cluster.endpoint()], LoadOptions::default()).await.expect("clients");
     load.wait_progress(SOME, SOON).expect("the cluster works");
@@ -59,7 +53,7 @@ async fn histories_stay_linearizable_when_leaders_are_killed() {
 /// answered when it goes on, when others have long written more.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_that_was_frozen_answers_no_stale_read() {
-    let cluster = start(at_rest());
+    let cluster = start(ClusterOptions::default().with_leaders_at_rest());
     let client = RawClient::connect([cluster.endpoint()]).await.expect("a client");
     let load = load(&cluster).await;
     let old = leader(&cluster);
@@ -82,7 +76,7 @@ async fn a_leader_that_was_frozen_answers_no_stale_read() {
 /// Cut off from the other stores in both ways, or in one, while its clients still reach it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_that_is_cut_off_answers_no_stale_read() {
-    let cluster = start(ClusterOptions { proxied: true, ..at_rest() });
+    let cluster = start(ClusterOptions { proxied: true, ..ClusterOptions::default() }.with_leaders_at_rest());
     let client = RawClient::connect([cluster.endpoint()]).await.expect("a client");
     let load = load(&cluster).await;
     type Cut = fn(&ProcessCluster, usize, usize);
@@ -109,7 +103,7 @@ async fn a_leader_that_is_cut_off_answers_no_stale_read() {
 /// Nothing from the others reaches the leader: it learns of no acknowledgement and must give way.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_that_hears_nobody_gives_way() {
-    let cluster = start(ClusterOptions { proxied: true, ..at_rest() });
+    let cluster = start(ClusterOptions { proxied: true, ..ClusterOptions::default() }.with_leaders_at_rest());
     let load = load(&cluster).await;
     let old = leader(&cluster);
     let others = (0..3).filter(|other| *other != old);

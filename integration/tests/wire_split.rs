@@ -18,7 +18,7 @@ const SOON: Duration = Duration::from_secs(60);
 
 fn start(store_config: &str) -> ProcessCluster {
     let options = ClusterOptions { store_config: store_config.to_string(), ..ClusterOptions::default() };
-    ProcessCluster::start(options).expect("a cluster of three stores")
+    ProcessCluster::start(options.with_leaders_at_rest()).expect("a cluster of three stores")
 }
 
 async fn official(cluster: &ProcessCluster) -> RawClient {

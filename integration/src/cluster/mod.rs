@@ -122,6 +122,15 @@ pub struct ClusterOptions {
     pub proxied: bool,
 }
 
+impl ClusterOptions {
+    /// The same, but leaders stay where they are unless something happens to them: the scheduler does not even them out.
+    /// For tests that talk to one leader.
+    pub fn with_leaders_at_rest(self) -> Self {
+        let scheduler_config = "[schedule]\nleader-schedule-limit = 0\n".into();
+        Self { scheduler_config, ..self }
+    }
+}
+
 impl Default for ClusterOptions {
     fn default() -> Self {
         Self {
