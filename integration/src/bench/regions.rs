@@ -79,6 +79,7 @@ async fn divide(client: &RawClient, plan: &Plan, count: usize) -> Result<Divided
             spread_ms = Some(begin.elapsed().as_millis() as u64);
             break;
         }
+        // Another process decides: there is nothing to wait for but its next answer.
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     Ok(Divided { regions: count, split_ms, spread_ms, leaders: led })

@@ -129,6 +129,7 @@ impl Directory {
             if let Ok(revision) = self.refresh(&pool, &keys).await {
                 self.follow_watch(&pool, &keys, revision + 1).await;
             }
+            // Without a pause an etcd that refuses at once would be asked without end.
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }

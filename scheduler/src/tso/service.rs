@@ -62,6 +62,7 @@ impl TsoService {
             };
             match blocked {
                 Blocked::Save { bound_ms } => self.save(bound_ms).await?,
+                // This millisecond's timestamps are used up: the next one brings more.
                 Blocked::Wait => tokio::time::sleep(Duration::from_millis(1)).await,
             }
         }
