@@ -42,6 +42,13 @@ async fn an_operator_that_cannot_go_on_is_cancelled() {
     assert_eq!((&running["status"], &running["desc"]), (&json!("running"), &json!("admin-move-peer")));
     let twice = placement.request("POST", "/pd/api/v1/operators", &order).unwrap_err().to_string();
     assert!(twice.contains("cancel it first") || twice.contains("has a peer of it"), "{twice}");
+    // The learner is a member, and stays one: its store cannot catch up.
+    let has_learner = || {
+        let regions = placement.cluster.api("/pd/api/v1/regions").unwrap();
+        let four = |region: &Value| region["peers"].as_array().is_some_and(|peers| peers.len() == 4);
+        regions["regions"].as_array().unwrap().iter().any(four)
+    };
+    wait_until("the learner to be added", SOON, has_learner).expect("the operator begins");
     placement.request("DELETE", &path, &json!({})).unwrap();
     let ended = placement.request("GET", &path, &json!({})).unwrap();
     assert_eq!(
