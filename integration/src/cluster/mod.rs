@@ -2,6 +2,7 @@
 //! log, all on loopback. Servers are waited for by condition with a deadline, killed, frozen and restarted by
 //! process id, and gone when the cluster is dropped. After a failed test the ends of their logs are printed.
 
+pub mod by_hand;
 pub mod damage;
 pub mod direct;
 pub mod disk;

@@ -5,6 +5,7 @@ use std::future::Future;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use kvproto::key::{Mode, split_wire_key};
 use kvproto::kvrpcpb::{self, ApiVersion};
 use kvproto::metapb;
 use kvproto::pdpb::{self, pd_client::PdClient};
@@ -106,12 +107,13 @@ impl Regions {
     /// Divides the region of the first key before each of these wire keys, which lie in it.
     pub async fn split(&self, keys: &[Bytes]) -> Result<Vec<metapb::Region>, Status> {
         let first = keys.first().cloned().unwrap_or_default();
+        let is_raw_kv = split_wire_key(&first).is_some_and(|(mode, ..)| mode == Mode::Raw);
         self.settle(|| async {
             let at = self.of(&first).await?;
             let request = kvrpcpb::SplitRegionRequest {
                 context: Some(at.context()),
                 split_keys: keys.to_vec(),
-                is_raw_kv: true,
+                is_raw_kv,
                 ..Default::default()
             };
             let answer = self.store(at.leader.store_id).await?.split_region(request).await?.into_inner();
@@ -124,7 +126,7 @@ impl Regions {
     }
 
     /// Asks until there is an answer or it is hopeless.
-    async fn settle<T, F>(&self, ask: impl Fn() -> F) -> Result<T, Status>
+    pub(super) async fn settle<T, F>(&self, ask: impl Fn() -> F) -> Result<T, Status>
     where
         F: Future<Output = Result<Option<T>, Status>>,
     {
