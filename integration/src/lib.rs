@@ -2,6 +2,7 @@
 //! fuzzer, and the benchmark beside other systems. Sees every crate of the workspace; no crate sees it.
 
 pub mod bench;
+pub mod check_txn;
 pub mod cluster;
 pub mod fuzz;
 pub mod sim;
