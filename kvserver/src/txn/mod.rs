@@ -1,4 +1,12 @@
-//! What requests do to data: commands over [`crate::storage::Storage`]. Knows no Raft and no wire format.
+//! Transactions and raw key-value requests over the storage.
+//!
+//! `raw` is plain key-value. The rest is transactions: `mvcc` reads versions and locks, `commands` decides, one file per
+//! command, `max_ts` knows what readers have seen, `latches` lets commands take turns, `scheduler` runs them.
 
+pub mod commands;
+pub mod error;
+pub mod key_check;
 pub mod latches;
+pub mod max_ts;
+pub mod mvcc;
 pub mod raw;

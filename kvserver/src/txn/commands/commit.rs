@@ -1,0 +1,58 @@
+//! Commit: turns a transaction's locks into versions. The second phase of two.
+//!
+//! The primary key is committed first, by its client; that decides. All keys of one command succeed or none does.
+
+use bytes::Bytes;
+
+use super::{Changes, Command, Cx, Done};
+use crate::txn::error::{TxnError, TxnResult};
+use crate::txn::mvcc::{CommitRecord, Key};
+
+/// See the file's head.
+#[derive(Clone, Debug)]
+pub struct Commit {
+    pub start_ts: u64,
+    pub commit_ts: u64,
+    /// Wire keys.
+    pub keys: Vec<Bytes>,
+}
+
+impl Command for Commit {
+    /// The commit timestamp.
+    type Answer = u64;
+
+    fn keys(&self) -> Vec<Bytes> {
+        self.keys.clone()
+    }
+
+    fn process(&self, cx: &mut Cx<'_>) -> TxnResult<Done<u64>> {
+        let Commit { start_ts, commit_ts, .. } = *self;
+        if commit_ts <= start_ts {
+            let text = format!("commit timestamp {commit_ts} is not after the start timestamp {start_ts}");
+            return Err(TxnError::Invalid(text));
+        }
+        let bytes = self.keys.iter().map(|key| 2 * key.len() + 64).sum();
+        let mut changes = Changes::with_capacity(bytes);
+        for key in &self.keys {
+            let mut key = Key::new(key.clone());
+            match cx.reader.lock(&key)?.filter(|lock| lock.start_ts == start_ts) {
+                Some(lock) if lock.min_commit_ts > commit_ts && !lock.is_pessimistic() => {
+                    return Err(TxnError::CommitTsExpired {
+                        start_ts,
+                        commit_ts,
+                        key: key.user().clone(),
+                        min_commit_ts: lock.min_commit_ts,
+                    });
+                }
+                Some(lock) => changes.commit(&mut cx.reader, &mut key, lock, commit_ts)?,
+                None => match cx.reader.commit_record(&mut key, start_ts)? {
+                    CommitRecord::Committed { .. } => {}
+                    CommitRecord::RolledBack | CommitRecord::None => {
+                        return Err(TxnError::LockNotFound { start_ts, key: key.user().clone() });
+                    }
+                },
+            }
+        }
+        Ok(Done::with(changes, commit_ts))
+    }
+}

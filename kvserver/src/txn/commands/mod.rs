@@ -1,0 +1,81 @@
+//! Transactional commands, one file each: what they check, and what they write.
+//!
+//! A command is a pure function of a snapshot: [`Command::process`] reads and gives a [`Done`]. The runner
+//! (`txn/scheduler.rs`) takes latches before the snapshot, replicates the write, and wakes those who waited. All
+//! commands give the same answer when they are repeated, and none undoes what a later one did.
+
+use bytes::Bytes;
+
+use super::error::TxnResult;
+use super::max_ts::{MaxTs, MemoryGuard};
+use super::mvcc::Reader;
+use crate::raftstore::message::WriteSet;
+use std::sync::Arc;
+
+pub mod changes;
+pub mod commit;
+pub mod prewrite;
+
+pub use changes::Changes;
+pub use commit::Commit;
+pub use prewrite::{Mutation, MutationOp, PessimisticAction, Prewrite, Prewritten};
+
+/// What a command has at hand.
+pub struct Cx<'a> {
+    /// Reads the region's data.
+    pub reader: Reader<'a>,
+    /// What readers have seen; memory locks go in here.
+    pub max_ts: &'a Arc<MaxTs>,
+}
+
+/// A lock that goes with the command's write; who waits for it is woken when the write is visible.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Released {
+    /// Wire key of the lock.
+    pub key: Bytes,
+    /// Whose lock it was.
+    pub start_ts: u64,
+    /// When its transaction committed on the key; 0 when it did not.
+    pub commit_ts: u64,
+}
+
+/// What a command decided.
+#[derive(Debug)]
+pub struct Done<A> {
+    /// What to write; empty when nothing is to be done.
+    pub write: WriteSet,
+    /// The answer once that is written.
+    pub answer: A,
+    pub released: Vec<Released>,
+    /// Memory locks that must stay until the write is visible or has failed.
+    pub memory: Option<MemoryGuard>,
+}
+
+impl<A> Done<A> {
+    /// An answer without a write.
+    pub fn answer(answer: A) -> Done<A> {
+        Done { write: WriteSet::with_capacity(0), answer, released: Vec::new(), memory: None }
+    }
+
+    /// An answer that stands once `changes` are written.
+    pub fn with(changes: Changes, answer: A) -> Done<A> {
+        Done { write: changes.write, answer, released: changes.released, memory: None }
+    }
+}
+
+/// See the file's head.
+pub trait Command: Send + Sync + 'static {
+    type Answer: Send + 'static;
+
+    /// Wire keys that it reads and then writes: their latches are held, and all must lie in the region.
+    fn keys(&self) -> Vec<Bytes>;
+
+    /// True when it chooses a commit timestamp by what readers have seen: then the largest timestamp must cover what
+    /// earlier leaders of the region have read.
+    fn needs_synced_max_ts(&self) -> bool {
+        false
+    }
+
+    /// Reads and decides. May run again on the same snapshot when what it needs was not in memory.
+    fn process(&self, cx: &mut Cx<'_>) -> TxnResult<Done<Self::Answer>>;
+}

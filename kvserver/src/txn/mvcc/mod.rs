@@ -1,0 +1,21 @@
+//! How versions of transactional data lie in the engine, and how they are read.
+//!
+//! Percolator's three families: `lock` holds at most one uncommitted change per user key, `write` what was committed
+//! or rolled back by user key and timestamp, `default` values that are too long to stand inside those records, by user
+//! key and the start timestamp of the transaction that wrote them. Everything here is pure: it reads a snapshot and
+//! decides.
+
+pub mod codec;
+pub mod key;
+pub mod lock;
+pub mod reader;
+pub mod value;
+pub mod write;
+
+pub use key::Key;
+pub use lock::{Lock, LockKind};
+pub use reader::{CommitRecord, Reader, Version};
+pub use write::{Write, WriteKind};
+
+/// Values up to this many bytes stand inside lock and write records; longer ones go to the family `default`.
+pub const SHORT_VALUE_MAX: usize = 255;
