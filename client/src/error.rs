@@ -3,11 +3,28 @@
 
 use std::time::Duration;
 
-use kvproto::key::KeyError;
+use bytes::Bytes;
+use kvproto::key::{KeyCodec, KeyError};
 use kvproto::pdpb;
+use kvproto::redact;
+use kvproto::ts::Timestamp;
 
 /// Result of every operation of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
+
+/// Why a transaction's write met another transaction.
+pub use kvproto::kvrpcpb::write_conflict::Reason as ConflictReason;
+
+/// One edge of a deadlock: a transaction, named by its start timestamp, waits for another one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WaitFor {
+    /// Who waits.
+    pub txn: Timestamp,
+    /// For whom.
+    pub waits_for: Timestamp,
+    /// For which key.
+    pub key: Bytes,
+}
 
 /// Why an operation failed.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -121,14 +138,80 @@ pub enum Error {
     /// A store executed the request and refused it.
     #[error("server: {0}")]
     Server(String),
+    /// Another transaction changed a key after this one began. Nothing was written; run the transaction again.
+    #[error(
+        "key {} was changed at {commit_ts} by transaction {conflict_ts}, after transaction {start_ts} began ({reason:?}); run the transaction again",
+        redact::Key(key)
+    )]
+    WriteConflict {
+        /// This transaction.
+        start_ts: Timestamp,
+        /// The other one.
+        conflict_ts: Timestamp,
+        /// When the other one was committed; zero when it is not.
+        commit_ts: Timestamp,
+        /// The key both wrote.
+        key: Bytes,
+        /// Which check failed.
+        reason: ConflictReason,
+    },
+    /// Transactions wait for each other in a circle. Roll this one back and run it again.
+    #[error(
+        "waiting for key {} would be a deadlock of {} transactions; roll back and run the transaction again",
+        redact::Key(key),
+        chain.len()
+    )]
+    Deadlock {
+        /// The key this transaction wanted to lock.
+        key: Bytes,
+        /// Who waits for whom, as the detector saw it; empty when it does not tell.
+        chain: Vec<WaitFor>,
+    },
+    /// An insert met a key that exists. Nothing was written.
+    #[error("key {} already exists", redact::Key(key))]
+    AlreadyExists {
+        /// The key.
+        key: Bytes,
+    },
+    /// Another transaction held a lock on the key for as long as this call could wait.
+    #[error(
+        "key {} is locked by transaction {holder}; run the transaction again or wait longer",
+        redact::Key(key)
+    )]
+    KeyLocked {
+        /// The key.
+        key: Bytes,
+        /// Start timestamp of the transaction that holds the lock; zero when the store does not tell.
+        holder: Timestamp,
+    },
+    /// The transaction was rolled back: it was silent for longer than its locks live, or gave way to another one.
+    /// Nothing was written; run it again.
+    #[error("transaction {start_ts} was rolled back: {cause}; run it again")]
+    TxnAborted {
+        /// The transaction.
+        start_ts: Timestamp,
+        /// The store's words.
+        cause: String,
+    },
+    /// The transaction was committed or rolled back before.
+    #[error("transaction {0} has ended; begin another one")]
+    TxnEnded(Timestamp),
+    /// The snapshot is older than what the cluster keeps.
+    #[error("timestamp {ts} is too old: {cause}; read at a newer one, or have garbage kept longer")]
+    GcTooEarly {
+        /// The timestamp that was read at.
+        ts: Timestamp,
+        /// The store's words.
+        cause: String,
+    },
     /// A reply that breaks the protocol.
     #[error("unexpected reply: {0}; client and server versions may not fit")]
     Protocol(String),
 }
 
 impl Error {
-    /// True when the same call may succeed later without a change by the caller. An [`Error::Undetermined`]
-    /// write is not: what it did must be read first.
+    /// True when the same call, or the same transaction from its beginning, may succeed later without a change by the
+    /// caller. An [`Error::Undetermined`] write is not: what it did must be read first.
     pub fn is_retryable(&self) -> bool {
         match self {
             Error::SchedulerUnavailable { .. }
@@ -136,7 +219,11 @@ impl Error {
             | Error::Timeout { .. }
             | Error::StoreUnavailable { .. }
             | Error::Region { .. }
-            | Error::RegionMissing { .. } => true,
+            | Error::RegionMissing { .. }
+            | Error::WriteConflict { .. }
+            | Error::Deadlock { .. }
+            | Error::KeyLocked { .. }
+            | Error::TxnAborted { .. } => true,
             Error::KeyTooLarge { .. }
             | Error::WriteTooLarge { .. }
             | Error::InvalidArgument(_)
@@ -148,8 +235,47 @@ impl Error {
             | Error::ApiMismatch { .. }
             | Error::Undetermined { .. }
             | Error::Server(_)
+            | Error::AlreadyExists { .. }
+            | Error::TxnEnded(_)
+            | Error::GcTooEarly { .. }
             | Error::Protocol(_) => false,
         }
+    }
+
+    /// True when the transaction met another one and wrote nothing: the same work may succeed in a new transaction.
+    pub fn is_conflict(&self) -> bool {
+        matches!(
+            self,
+            Error::WriteConflict { .. }
+                | Error::Deadlock { .. }
+                | Error::KeyLocked { .. }
+                | Error::TxnAborted { .. }
+        )
+    }
+
+    /// The same error with the keys as the application knows them, without a keyspace prefix.
+    #[allow(dead_code)] // until the transactional client uses it
+    pub(crate) fn in_user_keys(mut self, codec: KeyCodec) -> Error {
+        // A key of another keyspace, which no request of this client names, stays as it is.
+        let user = |key: &mut Bytes| {
+            if let Ok(user) = codec.user_key(key.clone()) {
+                *key = user;
+            }
+        };
+        match &mut self {
+            Error::WriteConflict { key, .. }
+            | Error::AlreadyExists { key }
+            | Error::KeyLocked { key, .. } => user(key),
+            Error::Deadlock { key, chain } => {
+                user(key);
+                chain.iter_mut().for_each(|edge| user(&mut edge.key));
+            }
+            Error::Timeout { last: Some(cause), .. } | Error::Undetermined { cause } => {
+                **cause = cause.as_ref().clone().in_user_keys(codec);
+            }
+            _ => {}
+        }
+        self
     }
 }
 

@@ -53,6 +53,7 @@ mod scheduler_conn;
 mod scheduler_placement;
 mod store_pool;
 mod tso_batcher;
+pub mod txn;
 
 pub use bytes::Bytes;
 pub use config::{Api, Config};
