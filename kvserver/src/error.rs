@@ -33,6 +33,8 @@ pub enum RegionError {
     ReadIndexNotReady { region_id: u64, reason: String },
     #[error("store {store_id} takes no new data: {reason}")]
     DiskFull { store_id: u64, reason: String },
+    #[error("no timestamp since region {region_id} is led here: {reason}")]
+    MaxTimestampNotSynced { region_id: u64, reason: String },
     /// Leadership was lost with the write in flight: it may or may not take effect.
     #[error("the outcome is unknown: {0}")]
     Undetermined(String),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
+use super::edge::SchedulerOracle;
 use super::{Listeners, Server, StartError, standalone};
 use crate::config::Config;
 use crate::engine::EngineError;
@@ -29,7 +30,8 @@ impl Server {
         let store = RaftStore::start(&config, fatal).await.map_err(|e| StartError::Store(with_advice(&e)))?;
         let metrics = Metrics::new()?;
         store.counters().register(metrics.registry())?;
-        Server::serve(config, listeners, store, metrics, "store", failure)
+        let oracle = Arc::new(SchedulerOracle(store.scheduler().clone()));
+        Server::serve(config, listeners, store, oracle, metrics, "store", failure)
     }
 }
 

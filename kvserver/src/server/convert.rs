@@ -118,6 +118,9 @@ pub fn region_error(error: RegionError) -> errorpb::Error {
         RegionError::ReadIndexNotReady { region_id, reason } => {
             message.read_index_not_ready = Some(errorpb::ReadIndexNotReady { reason, region_id });
         }
+        RegionError::MaxTimestampNotSynced { .. } => {
+            message.max_timestamp_not_synced = Some(errorpb::MaxTimestampNotSynced {});
+        }
         RegionError::Undetermined(reason) => {
             message.undetermined_result = Some(errorpb::UndeterminedResult { message: reason });
         }

@@ -23,6 +23,7 @@ use crate::clock;
 use crate::error::RegionError;
 use crate::metrics::{Command, Metrics};
 use crate::storage::store::{RaftIngress, Store};
+use crate::txn::scheduler::Txn;
 
 /// How long a request waits for room before it is shed. Shorter than the patience of every client.
 pub const ADMISSION_WAIT: Duration = Duration::from_millis(1_000);
@@ -39,6 +40,7 @@ pub struct KvService {
 /// What all requests of a server use.
 pub struct Shared {
     pub raw: RawCommands,
+    pub txn: Arc<Txn>,
     pub admission: Arc<Admission>,
     pub metrics: Arc<Metrics>,
     pub store: Arc<dyn Store>,
@@ -52,13 +54,14 @@ pub struct Shared {
 impl KvService {
     pub fn new(
         raw: RawCommands,
+        txn: Arc<Txn>,
         admission: Arc<Admission>,
         metrics: Arc<Metrics>,
         store: Arc<dyn Store>,
         stop: CancellationToken,
     ) -> KvService {
         let (ingress, store_id, feedbacks) = (store.ingress(), store.store_id(), AtomicU64::new(0));
-        let shared = Shared { raw, admission, metrics, store, ingress, store_id, stop, feedbacks };
+        let shared = Shared { raw, txn, admission, metrics, store, ingress, store_id, stop, feedbacks };
         KvService { shared: Arc::new(shared) }
     }
 

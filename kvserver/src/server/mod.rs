@@ -18,12 +18,15 @@ use crate::clock;
 use crate::config::{Compression, Config, ConfigError};
 use crate::metrics::Metrics;
 use crate::storage::store::Store;
+use crate::txn::edge::Oracle;
 use crate::txn::raw::Raw;
+use crate::txn::scheduler::{Txn, TxnParts};
 
 pub mod admission;
 pub mod batch_service;
 mod clustered;
 pub mod convert;
+pub mod edge;
 mod grpc_threads;
 pub mod health;
 pub mod kv_service;
@@ -37,6 +40,7 @@ pub mod status;
 
 use admission::{Admission, Cost};
 use convert::raw::RawCommands;
+use edge::ServerTimer;
 use kv_service::KvService;
 use kvproto::tikvpb::tikv_server::TikvServer;
 use read_pool::ReadPool;
@@ -147,6 +151,7 @@ impl Server {
         config: Config,
         listeners: Listeners,
         store: Arc<dyn Store>,
+        oracle: Arc<dyn Oracle>,
         metrics: Arc<Metrics>,
         role: &'static str,
         failure: watch::Receiver<Option<String>>,
@@ -158,10 +163,14 @@ impl Server {
         let admission = Admission::new(max);
         let runtime = tokio::runtime::Handle::current();
         let pool = ReadPool::new(runtime, config.readpool.max_thread_count, config.readpool.max_tasks);
-        let raw = Raw::new(store.storage(), Arc::new(pool), bytes(config.raftstore.raft_entry_max_size.0));
+        let (pool, write_bytes_max) = (Arc::new(pool), bytes(config.raftstore.raft_entry_max_size.0));
+        let raw = Raw::new(store.storage(), pool.clone(), write_bytes_max);
+        let (storage, timer) = (store.storage(), Arc::new(ServerTimer));
+        let txn = Txn::new(TxnParts { storage, pool, oracle, timer, write_bytes_max });
         let stop = CancellationToken::new();
         let service = KvService::new(
             RawCommands::new(raw),
+            Arc::new(txn),
             admission.clone(),
             metrics.clone(),
             store.clone(),

@@ -39,13 +39,14 @@ impl Server {
         let storage = StandaloneStorage::start(engine.clone(), api)
             .map_err(|e| StartError::Store(format!("cannot start the committer: {e}")))?;
         let store = Arc::new(StandaloneStore::new(storage, ident.cluster_id));
-        let tso = Tso::load(engine).map_err(|e| StartError::Store(e.to_string()))?;
+        let tso = Arc::new(Tso::load(engine).map_err(|e| StartError::Store(e.to_string()))?);
         let (addr, status_addr) = (&config.server.advertise_addr, &config.server.status_addr);
-        let pd = StandalonePd::new(ident.cluster_id, api, pd_addr, addr, status_addr, tso);
+        let pd = StandalonePd::new(ident.cluster_id, api, pd_addr, addr, status_addr, tso.clone());
         let routes = Routes::new(PdServer::new(pd.clone()))
             .add_service(KeyspaceServer::new(pd))
             .add_service(health::service(store.clone()));
-        let mut server = Server::serve(config, listeners, store, Metrics::new()?, "standalone", never())?;
+        let mut server =
+            Server::serve(config, listeners, store, Arc::new(tso), Metrics::new()?, "standalone", never())?;
         server.tasks.spawn(grpc_threads::serve(pd_listener, routes, 1, server.stop.clone()));
         server.pd_addr = Some(pd_addr);
         Ok(server)

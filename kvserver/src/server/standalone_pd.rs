@@ -34,7 +34,7 @@ struct Shared {
     store: metapb::Store,
     /// In key order, without gaps.
     regions: Vec<metapb::Region>,
-    tso: Tso,
+    tso: Arc<Tso>,
 }
 
 type Reply<T> = Result<Response<T>, Status>;
@@ -47,7 +47,7 @@ impl StandalonePd {
         pd_addr: SocketAddr,
         store_addr: &str,
         status_addr: &str,
-        tso: Tso,
+        tso: Arc<Tso>,
     ) -> StandalonePd {
         let store = metapb::Store {
             id: STORE_ID,

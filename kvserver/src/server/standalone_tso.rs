@@ -5,11 +5,14 @@
 
 use std::sync::Arc;
 
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use kvproto::ts::{LOGICAL_MAX, Timestamp};
 use tokio::sync::Mutex;
 
 use crate::clock;
 use crate::engine::{Cf, Engine, EngineError, WriteBatch, WriteOptions};
+use crate::txn::edge::Oracle;
 
 /// Where the bound is kept in [`Cf::Meta`]: a format version byte and milliseconds (u64, big-endian).
 const BOUND_KEY: &[u8] = b"tso";
@@ -30,17 +33,17 @@ pub enum TsoError {
 
 /// The counter alone, without clock and disk.
 #[derive(Debug)]
-struct Oracle {
+struct Counter {
     physical: u64,
     logical: u64,
     /// Durable; every timestamp lies below it.
     bound: u64,
 }
 
-impl Oracle {
+impl Counter {
     /// Goes on where an earlier life must have ended.
-    fn new(bound: u64) -> Oracle {
-        Oracle { physical: bound, logical: 0, bound }
+    fn new(bound: u64) -> Counter {
+        Counter { physical: bound, logical: 0, bound }
     }
 
     /// Takes the time and makes room for `count`; the bound to save first, if one is needed.
@@ -65,7 +68,7 @@ impl Oracle {
 /// Hands out timestamps.
 pub struct Tso {
     engine: Arc<dyn Engine>,
-    oracle: Mutex<Oracle>,
+    counter: Mutex<Counter>,
 }
 
 impl Tso {
@@ -80,7 +83,7 @@ impl Tso {
                 _ => return Err(EngineError::Corrupt("the timestamp bound has an unknown format".into())),
             },
         };
-        Ok(Tso { engine, oracle: Mutex::new(Oracle::new(bound)) })
+        Ok(Tso { engine, counter: Mutex::new(Counter::new(bound)) })
     }
 
     /// The last of `count` new timestamps.
@@ -88,12 +91,12 @@ impl Tso {
         if count == 0 || u64::from(count) > LOGICAL_MAX {
             return Err(TsoError::Count(count));
         }
-        let mut oracle = self.oracle.lock().await;
-        if let Some(bound) = oracle.prepare(clock::unix_millis(), count.into()) {
+        let mut counter = self.counter.lock().await;
+        if let Some(bound) = counter.prepare(clock::unix_millis(), count.into()) {
             self.save(bound).await?;
-            oracle.bound = bound;
+            counter.bound = bound;
         }
-        Ok(oracle.take(count.into()))
+        Ok(counter.take(count.into()))
     }
 
     async fn save(&self, bound: u64) -> Result<(), TsoError> {
@@ -111,36 +114,43 @@ impl Tso {
     }
 }
 
+impl Oracle for Arc<Tso> {
+    fn timestamp(&self) -> BoxFuture<'static, Result<u64, String>> {
+        let tso = self.clone();
+        async move { tso.take(1).await.map(Timestamp::get).map_err(|error| error.to_string()) }.boxed()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::engine::mem::MemEngine;
 
-    fn take(oracle: &mut Oracle, now_ms: u64, count: u64) -> Timestamp {
-        if let Some(bound) = oracle.prepare(now_ms, count) {
-            oracle.bound = bound;
+    fn take(counter: &mut Counter, now_ms: u64, count: u64) -> Timestamp {
+        if let Some(bound) = counter.prepare(now_ms, count) {
+            counter.bound = bound;
         }
-        oracle.take(count)
+        counter.take(count)
     }
 
     #[test]
     fn timestamps_grow_when_the_clock_stands_still_or_goes_back() {
-        let mut oracle = Oracle::new(0);
-        let a = take(&mut oracle, 1_000, 5);
+        let mut counter = Counter::new(0);
+        let a = take(&mut counter, 1_000, 5);
         assert_eq!((a.physical_ms(), a.logical()), (1_000, 5));
-        let b = take(&mut oracle, 900, 1);
+        let b = take(&mut counter, 900, 1);
         assert_eq!((b.physical_ms(), b.logical()), (1_000, 6));
-        let c = take(&mut oracle, 1_000, LOGICAL_MAX);
+        let c = take(&mut counter, 1_000, LOGICAL_MAX);
         assert_eq!((c.physical_ms(), c.logical()), (1_001, LOGICAL_MAX));
     }
 
     #[test]
     fn a_bound_is_asked_for_before_it_is_reached() {
-        let mut oracle = Oracle::new(0);
-        assert_eq!(oracle.prepare(10_000, 1), Some(15_000));
-        oracle.bound = 15_000;
-        assert_eq!(oracle.prepare(13_999, 1), None);
-        assert_eq!(oracle.prepare(14_000, 1), Some(19_000));
+        let mut counter = Counter::new(0);
+        assert_eq!(counter.prepare(10_000, 1), Some(15_000));
+        counter.bound = 15_000;
+        assert_eq!(counter.prepare(13_999, 1), None);
+        assert_eq!(counter.prepare(14_000, 1), Some(19_000));
     }
 
     #[tokio::test]

@@ -4,9 +4,12 @@
 //! command, `max_ts` knows what readers have seen, `latches` lets commands take turns, `scheduler` runs them.
 
 pub mod commands;
+pub mod edge;
 pub mod error;
+pub mod horizon;
 pub mod key_check;
 pub mod latches;
 pub mod max_ts;
 pub mod mvcc;
 pub mod raw;
+pub mod scheduler;

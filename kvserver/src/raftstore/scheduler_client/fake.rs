@@ -74,6 +74,13 @@ impl SchedulerClient for FakeScheduler {
         async move { Ok(result) }.boxed()
     }
 
+    fn timestamp(&self) -> BoxFuture<'_, Result<u64>> {
+        let mut state = self.state.lock();
+        state.last_id += 1;
+        let ts = state.last_id;
+        async move { Ok(ts) }.boxed()
+    }
+
     fn alloc_id(&self, count: u32) -> BoxFuture<'_, Result<u64>> {
         let mut state = self.state.lock();
         let first = state.last_id + 1;

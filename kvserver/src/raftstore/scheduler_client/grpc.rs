@@ -45,6 +45,10 @@ impl SchedulerClient for kvclient::SchedulerClient {
         .boxed()
     }
 
+    fn timestamp(&self) -> BoxFuture<'_, Result<u64>> {
+        async move { Ok(self.get_timestamp(1).await?.get()) }.boxed()
+    }
+
     fn alloc_id(&self, count: u32) -> BoxFuture<'_, Result<u64>> {
         kvclient::SchedulerClient::alloc_id(self, count).boxed()
     }

@@ -48,6 +48,9 @@ pub trait SchedulerClient: Send + Sync + 'static {
         traits: pdpb::ClusterTraits,
     ) -> BoxFuture<'_, Result<Bootstrap>>;
 
+    /// A timestamp above every one that was handed out before.
+    fn timestamp(&self) -> BoxFuture<'_, Result<u64>>;
+
     /// Reserves `count` ids and gives the first.
     fn alloc_id(&self, count: u32) -> BoxFuture<'_, Result<u64>>;
 

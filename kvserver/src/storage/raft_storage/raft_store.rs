@@ -65,6 +65,7 @@ const SCHEDULER_RETRY: Duration = Duration::from_millis(500);
 /// A running store.
 pub struct RaftStore {
     ident: StoreIdent,
+    scheduler: Arc<dyn SchedulerClient>,
     disk: Disk,
     storage: Arc<RaftStorage>,
     ingress: Arc<RaftServer>,
@@ -114,6 +115,11 @@ impl RaftStore {
     /// Counters of messages and snapshots.
     pub fn counters(&self) -> &Counters {
         &self.network.counters
+    }
+
+    /// The connection to the scheduler.
+    pub fn scheduler(&self) -> &Arc<dyn SchedulerClient> {
+        &self.scheduler
     }
 
     /// The views of regions that this store leads.
@@ -304,7 +310,7 @@ impl Parts {
         let (figures, worker) = (Arc::new(figures), Mutex::new(Some(worker)));
         let interval_ms = config.raftstore.pd_store_heartbeat_tick_interval.as_millis();
         let mut tasks = scheduler_task.spawn(SchedulerTaskOptions {
-            scheduler,
+            scheduler: scheduler.clone(),
             router: router.clone(),
             figures: figures.clone(),
             store_interval: Duration::from_millis(interval_ms),
@@ -318,6 +324,7 @@ impl Parts {
         let ingress = Arc::new(RaftServer::new(network.clone(), transfers));
         Ok(RaftStore::begin(RaftStore {
             ident,
+            scheduler,
             disk,
             storage,
             ingress,

@@ -25,6 +25,10 @@ impl Command for Commit {
         self.keys.clone()
     }
 
+    fn newest_ts(&self) -> u64 {
+        self.commit_ts
+    }
+
     fn process(&self, cx: &mut Cx<'_>) -> TxnResult<Done<u64>> {
         let Commit { start_ts, commit_ts, .. } = *self;
         if commit_ts <= start_ts {

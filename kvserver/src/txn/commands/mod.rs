@@ -76,6 +76,11 @@ pub trait Command: Send + Sync + 'static {
         false
     }
 
+    /// The largest timestamp that it names, apart from [`u64::MAX`]: one that the oracle has not handed out is refused.
+    fn newest_ts(&self) -> u64 {
+        0
+    }
+
     /// Reads and decides. May run again on the same snapshot when what it needs was not in memory.
     fn process(&self, cx: &mut Cx<'_>) -> TxnResult<Done<Self::Answer>>;
 }

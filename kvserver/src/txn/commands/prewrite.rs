@@ -331,6 +331,10 @@ impl Command for Prewrite {
         self.secondaries.is_some() || self.try_one_pc
     }
 
+    fn newest_ts(&self) -> u64 {
+        self.start_ts.max(self.for_update_ts).max(self.min_commit_ts)
+    }
+
     fn process(&self, cx: &mut Cx<'_>) -> TxnResult<Done<Prewritten>> {
         let mut checked = Checked::default();
         for m in &self.mutations {

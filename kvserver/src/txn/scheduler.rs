@@ -1,0 +1,250 @@
+//! Runs transactional commands and reads: takes latches, a snapshot, lets the command decide, replicates what it wrote,
+//! and wakes those who waited for its locks.
+//!
+//! Asynchronous over traits ([`Storage`], [`Oracle`], [`Timer`], [`Offload`]) and bound to no runtime: the simulator
+//! drives the same code. A command that reads only what is in memory is decided in the caller's task; the rest goes
+//! to the read pool.
+//!
+//! Invariants: latches are held from before the snapshot until the write is visible or has failed (INV-LATCH); they
+//! travel with the write's callback, so that a client that hangs up changes nothing. A write is good in the term of
+//! its snapshot only. A read raises the largest timestamp first, then looks for memory locks, then takes its snapshot
+//! (INV-MAXTS, see `max_ts`).
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::channel::oneshot;
+use kvproto::kvrpcpb::ApiVersion;
+
+use super::commands::{Command, Cx, Done};
+use super::edge::{Oracle, Timer};
+use super::error::{TxnError, TxnResult};
+use super::horizon::Horizon;
+use super::key_check::TxnKeyCheck;
+use super::latches::{Guard, Latches};
+use super::max_ts::MaxTs;
+use super::mvcc::Reader;
+use super::raw::{Offload, read::in_region};
+use crate::engine::{EngineError, ReadTier};
+use crate::error::RegionError;
+use crate::raftstore::message::Callback;
+use crate::storage::{self, RegionContext, RegionSnapshot, Storage};
+
+/// Slots of the latch table.
+const LATCH_SLOTS: usize = 4096;
+/// Up to so many keys a command is decided in the caller's task if all it needs is in memory.
+const INLINE_KEYS: usize = 256;
+/// Pause before the oracle is asked again, and how long a prewrite waits for it, milliseconds.
+const ORACLE_PAUSE_MS: u64 = 50;
+const ORACLE_PATIENCE_MS: u64 = 1_500;
+
+/// What every transactional request says about itself.
+#[derive(Clone, Copy, Debug)]
+pub struct TxnCall {
+    pub ctx: RegionContext,
+    /// The API version the client speaks.
+    pub api: ApiVersion,
+}
+
+/// What the runner stands on.
+pub struct TxnParts {
+    pub storage: Arc<dyn Storage>,
+    pub pool: Arc<dyn Offload>,
+    pub oracle: Arc<dyn Oracle>,
+    pub timer: Arc<dyn Timer>,
+    /// Bytes that one write may have.
+    pub write_bytes_max: usize,
+}
+
+/// Transactions of one store. See the file's head.
+pub struct Txn {
+    pub(super) storage: Arc<dyn Storage>,
+    pool: Arc<dyn Offload>,
+    pub(super) oracle: Arc<dyn Oracle>,
+    pub(super) timer: Arc<dyn Timer>,
+    latches: Arc<Latches>,
+    pub(super) max_ts: Arc<MaxTs>,
+    pub(super) horizon: Horizon,
+    keys: TxnKeyCheck,
+    write_bytes_max: usize,
+}
+
+impl Txn {
+    pub fn new(parts: TxnParts) -> Txn {
+        let TxnParts { storage, pool, oracle, timer, write_bytes_max } = parts;
+        let keys = TxnKeyCheck { cluster: storage.api() };
+        let (latches, max_ts) = (Latches::new(LATCH_SLOTS), Arc::default());
+        let horizon = Horizon::default();
+        Txn { storage, pool, oracle, timer, latches, max_ts, horizon, keys, write_bytes_max }
+    }
+
+    /// The rules for keys of this cluster.
+    pub fn keys(&self) -> TxnKeyCheck {
+        self.keys
+    }
+
+    /// What readers have seen.
+    pub fn max_ts(&self) -> &Arc<MaxTs> {
+        &self.max_ts
+    }
+
+    /// Carries a command out.
+    pub async fn run<C: Command>(&self, call: &TxnCall, command: C) -> TxnResult<C::Answer> {
+        let keys = self.check(call, &command).await?;
+        let guard = self.latches.acquire(keys.iter().map(|key| &key[..])).await;
+        let command = Arc::new(command);
+        let (at, done) = self.decide(call, &keys, &command).await?;
+        self.write(call, &at, done, guard).await
+    }
+
+    /// What can be said about a command before anything is read. Gives its keys.
+    pub(super) async fn check<C: Command>(&self, call: &TxnCall, command: &C) -> TxnResult<Vec<Bytes>> {
+        self.keys.api(call.api)?;
+        let keys = command.keys();
+        for key in &keys {
+            self.keys.key(call.api, key)?;
+        }
+        self.horizon.check(command.newest_ts(), &*self.oracle, &*self.timer).await?;
+        Ok(keys)
+    }
+
+    /// Takes a snapshot and lets the command decide. The caller holds its latches.
+    pub(super) async fn decide<C: Command>(
+        &self,
+        call: &TxnCall,
+        keys: &[Bytes],
+        command: &Arc<C>,
+    ) -> TxnResult<(RegionSnapshot, Done<C::Answer>)> {
+        let at = storage::snapshot(&*self.storage, &call.ctx).await?;
+        for key in keys {
+            in_region(&at.region, key)?;
+        }
+        if command.needs_synced_max_ts() {
+            self.sync_max_ts(&at).await?;
+        }
+        let (max_ts, command) = (self.max_ts.clone(), command.clone());
+        let process = move |at: &RegionSnapshot, tier| {
+            let mut cx = Cx { reader: Reader::new(&at.snapshot, tier), max_ts: &max_ts };
+            command.process(&mut cx)
+        };
+        let done = self.read_at(at.clone(), keys.len(), process).await?;
+        if done.write.bytes() > self.write_bytes_max {
+            let (region_id, bytes) = (call.ctx.region_id, done.write.bytes() as u64);
+            return Err(RegionError::RaftEntryTooLarge { region_id, bytes }.into());
+        }
+        Ok((at, done))
+    }
+
+    /// Replicates what a command decided, and answers when it is visible.
+    pub(super) async fn write<A>(
+        &self,
+        call: &TxnCall,
+        at: &RegionSnapshot,
+        done: Done<A>,
+        guard: Guard,
+    ) -> TxnResult<A> {
+        let Done { write, answer, released, memory } = done;
+        if write.is_empty() {
+            return Ok(answer);
+        }
+        let (told, outcome) = storage::callback();
+        let callback = Callback::new(move |result| {
+            if let Err(RegionError::Undetermined(reason)) = &result {
+                // Another leader may have it. The next snapshot here needs a leader that has applied everything earlier
+                // terms could commit, so it sees the write or its absence.
+                tracing::info!(reason, "a transactional write ended without a known outcome");
+            }
+            drop(memory);
+            drop(guard);
+            drop(released);
+            told.call(result);
+        });
+        let ctx = RegionContext { term: at.term, ..call.ctx };
+        self.storage.write(&ctx, write, callback);
+        outcome.await?;
+        Ok(answer)
+    }
+
+    /// Waits until the largest timestamp covers what earlier leaders of the region have read.
+    async fn sync_max_ts(&self, at: &RegionSnapshot) -> TxnResult<()> {
+        let (region_id, version) = (at.region.region.id, at.region.version());
+        if self.max_ts.is_synced(region_id, at.term, version) {
+            return Ok(());
+        }
+        let deadline = self.timer.now().plus_ms(ORACLE_PATIENCE_MS);
+        loop {
+            match self.oracle.timestamp().await {
+                Ok(ts) => {
+                    self.horizon.note(ts, &*self.timer);
+                    self.max_ts.note_synced(region_id, at.term, version, ts);
+                    return Ok(());
+                }
+                Err(reason) if self.timer.now() >= deadline => {
+                    return Err(RegionError::MaxTimestampNotSynced { region_id, reason }.into());
+                }
+                Err(_) => self.timer.sleep(ORACLE_PAUSE_MS).await,
+            }
+        }
+    }
+
+    /// What a read at `ts` of `keys` has to do before its snapshot: after this no transaction commits below `ts` on them
+    /// without its lock being visible.
+
+    pub(super) async fn before_read(&self, keys: &[Bytes], ts: u64) -> TxnResult<()> {
+        self.horizon.check(ts, &*self.oracle, &*self.timer).await?;
+        self.max_ts.raise(ts);
+        for key in keys {
+            while let Some(lock) = self.max_ts.blocking(key, ts) {
+                lock.gone().await;
+            }
+        }
+        Ok(())
+    }
+
+    /// The same for a range; an empty `end` is open.
+    pub(super) async fn before_scan(&self, start: &[u8], end: &[u8], ts: u64) -> TxnResult<()> {
+        self.horizon.check(ts, &*self.oracle, &*self.timer).await?;
+        self.max_ts.raise(ts);
+        while let Some(lock) = self.max_ts.blocking_in(start, end, ts) {
+            lock.gone().await;
+        }
+        Ok(())
+    }
+
+    /// Runs `f` on a fresh snapshot; see [`Txn::read_at`].
+    pub(super) async fn read<T, F>(&self, ctx: &RegionContext, keys: usize, f: F) -> TxnResult<T>
+    where
+        T: Send + 'static,
+        F: Fn(&RegionSnapshot, ReadTier) -> TxnResult<T> + Send + 'static,
+    {
+        let at = storage::snapshot(&*self.storage, ctx).await?;
+        self.read_at(at, keys, f).await
+    }
+
+    /// Runs `f` on a snapshot: here and from memory when it is about few keys and they are cached, else in the read
+    /// pool.
+    pub(super) async fn read_at<T, F>(&self, at: RegionSnapshot, keys: usize, f: F) -> TxnResult<T>
+    where
+        T: Send + 'static,
+        F: Fn(&RegionSnapshot, ReadTier) -> TxnResult<T> + Send + 'static,
+    {
+        if keys <= INLINE_KEYS {
+            match f(&at, ReadTier::Cache) {
+                Err(TxnError::Engine(EngineError::NotCached)) => {}
+                done => return done,
+            }
+        }
+        let (tx, rx) = oneshot::channel();
+        let accepted = self.pool.offload(Box::new(move || {
+            // Nobody listens when the client hung up.
+            if !tx.is_canceled() {
+                drop(tx.send(f(&at, ReadTier::All)));
+            }
+        }));
+        if !accepted {
+            let reason = "too many reads wait for the disk".into();
+            return Err(RegionError::ServerIsBusy { reason }.into());
+        }
+        rx.await.unwrap_or(Err(TxnError::Stopping))
+    }
+}
