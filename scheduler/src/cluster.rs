@@ -10,6 +10,7 @@
 //! - a refused input changes nothing;
 //! - a region has at most one operator, and commands are only about what the region's last heartbeat shows.
 
+mod gc;
 mod operators;
 mod schedulers;
 mod settings;
@@ -28,6 +29,7 @@ use crate::core::client_keys::ClientKeys;
 use crate::core::region::RegionInfo;
 use crate::core::store::{StoreInfo, StoreState};
 use crate::error::ClusterError;
+use crate::gc::Gc;
 use crate::id::IdSource;
 use crate::keyspace::{self, Keyspaces};
 use crate::kv::records::{MetaWrite, RecordError};
@@ -36,6 +38,7 @@ use crate::schedule::operator::Operator;
 use crate::schedule::operator_controller::OperatorEvent;
 use crate::schedule::{RegionCommand, ScheduleConfig};
 
+pub use gc::{NULL_KEYSPACE, Present};
 pub use split::SPLIT_COUNT_MAX;
 
 /// Regions that a cluster may start with: many more than any layout needs.
@@ -70,6 +73,7 @@ pub struct Cluster {
     basic: BasicCluster,
     keyspaces: Keyspaces,
     client_keys: ClientKeys,
+    gc: Gc,
     coordinator: Coordinator,
 }
 
@@ -84,6 +88,7 @@ impl Cluster {
             basic: BasicCluster::default(),
             keyspaces: Keyspaces::default(),
             client_keys: ClientKeys::default(),
+            gc: Gc::default(),
             coordinator: Coordinator::default(),
         }
     }
@@ -95,7 +100,9 @@ impl Cluster {
             MetaWrite::Store(meta) => self.basic.put_store(StoreInfo::new(meta, now_ms)),
             MetaWrite::Keyspace(meta) => self.keyspaces.put(meta),
             MetaWrite::ClientKey(kept) => self.client_keys.restore(kept),
-            MetaWrite::RegionGone(_) => {}
+            MetaWrite::GcSafePoints(record) => self.gc.restore_safe_points(&record),
+            MetaWrite::GcBarrier(record) => self.gc.restore_barrier(record),
+            MetaWrite::RegionGone(_) | MetaWrite::GcBarrierGone(_) => {}
             MetaWrite::Setting(record) => {
                 if !self.restore_setting(&record) {
                     return Err(RecordError::UnknownKey(format!("setting {}", record.key)).into());

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::core::store::SilenceLimits;
 use crate::error::Error;
+use crate::gc::GcConfig;
 use crate::kv::location::Location;
 use crate::schedule::ScheduleConfig;
 use crate::schedule::store_limit::StoreLimit;
@@ -33,6 +34,7 @@ pub struct Config {
     pub log: LogConfig,
     pub replication: ReplicationConfig,
     pub schedule: ScheduleSection,
+    pub gc: GcSection,
     /// Keeps all metadata in memory and ignores `data_dir`: the cluster is forgotten when the server stops. Only
     /// for temporary clusters whose stores forget as well; set by the embedding program, never by file or flag.
     #[serde(skip)]
@@ -99,6 +101,29 @@ pub struct StoreLimitSection {
     pub remove_peer: u64,
 }
 
+/// How long old versions of transactional keys are kept.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, rename_all = "kebab-case")]
+pub struct GcSection {
+    /// Whether old versions are collected without anybody asking.
+    pub enable: bool,
+    /// How long an old version can be read after it was replaced.
+    pub life_time: ReadableDuration,
+    /// How often old versions are collected.
+    pub run_interval: ReadableDuration,
+}
+
+impl Default for GcSection {
+    fn default() -> GcSection {
+        let GcConfig { is_enabled, life_ms, run_interval_ms } = GcConfig::default();
+        GcSection {
+            enable: is_enabled,
+            life_time: ReadableDuration::from_millis(life_ms),
+            run_interval: ReadableDuration::from_millis(run_interval_ms),
+        }
+    }
+}
+
 impl Default for StoreLimitSection {
     fn default() -> StoreLimitSection {
         let StoreLimit { add_peer, remove_peer } = StoreLimit::default();
@@ -117,6 +142,7 @@ impl Default for Config {
             log: LogConfig::default(),
             replication: ReplicationConfig::default(),
             schedule: ScheduleSection::default(),
+            gc: GcSection::default(),
             in_memory: false,
         }
     }
@@ -198,6 +224,9 @@ impl Config {
         if self.schedule.store_disconnect_time.0 > self.schedule.max_store_down_time.0 {
             return refuse("schedule.store-disconnect-time must not exceed schedule.max-store-down-time");
         }
+        if self.gc.life_time.0.is_zero() || self.gc.run_interval.0.is_zero() {
+            return refuse("gc.life-time and gc.run-interval must be above 0; gc.enable = false stops it");
+        }
         self.location()?;
         let (host, _) = self.listen_host_port()?;
         let is_any = host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_unspecified());
@@ -260,6 +289,11 @@ impl Config {
             low_space_ratio: self.schedule.low_space_ratio,
             halt_scheduling: self.schedule.halt_scheduling,
             splits_enabled: self.schedule.enable_tikv_split_region,
+            gc: GcConfig {
+                is_enabled: self.gc.enable,
+                life_ms: self.gc.life_time.as_millis(),
+                run_interval_ms: self.gc.run_interval.as_millis(),
+            },
             ..ScheduleConfig::default()
         }
     }

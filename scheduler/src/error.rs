@@ -5,6 +5,7 @@ use kvproto::pdpb;
 use crate::core::client_keys::ClientKeyError;
 use crate::core::region::InvalidRegion;
 use crate::core::region_tree::Stale;
+use crate::gc::GcError;
 use crate::kv::KvError;
 use crate::kv::records::RecordError;
 
@@ -65,6 +66,8 @@ pub enum ClusterError {
     InvalidTimestamp(String),
     #[error(transparent)]
     ClientKey(#[from] ClientKeyError),
+    #[error(transparent)]
+    Gc(#[from] GcError),
 }
 
 impl ClusterError {
@@ -87,6 +90,7 @@ impl ClusterError {
             | ClusterError::InvalidSplit(_)
             | ClusterError::InvalidTimestamp(_)
             | ClusterError::ClientKey(_)
+            | ClusterError::Gc(_)
             | ClusterError::InvalidScheduler(_)
             | ClusterError::InvalidSetting(_)
             | ClusterError::InvalidRegion(_) => ErrorType::InvalidValue,

@@ -11,6 +11,7 @@ pub mod config;
 pub mod coordinator;
 pub mod core;
 pub mod error;
+pub mod gc;
 pub mod id;
 pub mod keyspace;
 pub mod kv;

@@ -6,6 +6,7 @@ mod script;
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
 
+use bytes::Bytes;
 use kvproto::{eraftpb, metapb, pdpb};
 use scheduler::cluster::Cluster;
 use scheduler::id::IdSource;
@@ -150,6 +151,42 @@ enum Command {
     Ids { are_available: bool },
     /// Prints stores and regions.
     Show,
+    /// Moves the txn safe point; 0 is as far as the settings want it.
+    AdvanceTxn { target: u64 },
+    /// Moves the GC safe point.
+    AdvanceGc { target: u64 },
+    /// Moves both, as clients of the older protocol do.
+    UpdateGc { target: u64 },
+    /// Sets a barrier; without `seconds` for ever.
+    Barrier {
+        name: String,
+        #[arg(key)]
+        at: u64,
+        #[arg(key)]
+        seconds: Option<i64>,
+        #[arg(key, optional)]
+        global: bool,
+    },
+    /// Gives a barrier up.
+    DeleteBarrier {
+        name: String,
+        #[arg(key, optional)]
+        global: bool,
+    },
+    /// What a service of the older protocol asks for; without `seconds` for ever.
+    Service {
+        name: String,
+        #[arg(key)]
+        at: u64,
+        #[arg(key)]
+        seconds: Option<i64>,
+    },
+    /// Changes a setting.
+    Set { key: String, value: String },
+    /// Starts anew from what was written.
+    Restart,
+    /// Prints safe points and barriers.
+    GcState,
 }
 
 #[derive(Clone, Default)]
@@ -183,6 +220,9 @@ struct Runner {
     regions: BTreeMap<u64, ModelRegion>,
     /// What the last silent split made.
     unreported: Vec<metapb::Region>,
+    config: ScheduleConfig,
+    /// What the cluster wanted written.
+    disk: BTreeMap<Bytes, Bytes>,
 }
 
 const GIB: u64 = 1 << 30;
@@ -195,6 +235,8 @@ impl Default for Runner {
             now_ms: 1_000_000,
             regions: BTreeMap::new(),
             unreported: Vec::new(),
+            config: ScheduleConfig::default(),
+            disk: BTreeMap::new(),
         }
     }
 }
@@ -222,7 +264,7 @@ impl Runner {
             operators_max: operators_max.unwrap_or(defaults.operators_max),
             ..defaults
         };
-        *self = Runner { cluster: Cluster::new(7, config), ..Runner::default() };
+        *self = Runner { cluster: Cluster::new(7, config.clone()), config, ..Runner::default() };
         Ok(String::new())
     }
 
@@ -449,6 +491,7 @@ impl goldenscript::Runner for Runner {
                 Ok(String::new())
             }
             Command::Show => Ok(self.show()),
+            _ => self.gc(command),
         }
     }
 }
@@ -493,4 +536,9 @@ fn cluster() {
 #[test]
 fn split() {
     run_all("split");
+}
+
+#[test]
+fn gc() {
+    run_all("gc");
 }

@@ -488,3 +488,75 @@ async fn http_is_served_on_the_same_port() {
     assert!(metrics.contains("scheduler_region_heartbeats_total{result=\"ok\"} 1"), "{metrics}");
     server.shutdown().await;
 }
+
+#[tokio::test]
+async fn safe_points_and_barriers_are_served_and_outlive_the_server() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(config(dir.path())).await.unwrap();
+    let mut client = Client::of(&server).await;
+    let header = client.header();
+    let state = |include_global_gc_barriers| pdpb::GetGcStateRequest {
+        header: header.clone(),
+        include_global_gc_barriers,
+        ..Default::default()
+    };
+    let early = client.pd.get_gc_state(state(false)).await.unwrap().into_inner();
+    assert_eq!(error_type(early.header), pdpb::ErrorType::NotBootstrapped);
+    client.bootstrap(None).await;
+
+    let barrier = |barrier_id: &str, barrier_ts| pdpb::SetGcBarrierRequest {
+        header: header.clone(),
+        barrier_id: barrier_id.into(),
+        barrier_ts,
+        ttl_seconds: 100,
+        ..Default::default()
+    };
+    let set = client.pd.set_gc_barrier(barrier("backup", 50)).await.unwrap().into_inner();
+    assert_eq!(set.new_barrier_info.unwrap().ttl_seconds, 100);
+    let request =
+        pdpb::AdvanceTxnSafePointRequest { header: header.clone(), target: 60, ..Default::default() };
+    let moved = client.pd.advance_txn_safe_point(request.clone()).await.unwrap().into_inner();
+    assert_eq!((moved.old_txn_safe_point, moved.new_txn_safe_point), (0, 50));
+    assert!(moved.blocker_description.contains("backup"), "{}", moved.blocker_description);
+    let late = client.pd.set_gc_barrier(barrier("late", 49)).await.unwrap().into_inner();
+    assert_eq!(error_type(late.header), pdpb::ErrorType::InvalidValue);
+    let scope = |id| pdpb::KeyspaceScope { keyspace: Some(pdpb::keyspace_scope::Keyspace::KeyspaceId(id)) };
+    let of_one = pdpb::AdvanceTxnSafePointRequest { keyspace_scope: Some(scope(0)), ..request };
+    let refused = client.pd.advance_txn_safe_point(of_one).await.unwrap().into_inner();
+    assert_eq!(error_type(refused.header), pdpb::ErrorType::InvalidValue);
+    let request =
+        pdpb::AdvanceGcSafePointRequest { header: header.clone(), target: 40, ..Default::default() };
+    let moved = client.pd.advance_gc_safe_point(request).await.unwrap().into_inner();
+    assert_eq!((moved.old_gc_safe_point, moved.new_gc_safe_point), (0, 40));
+    let global = pdpb::SetGlobalGcBarrierRequest {
+        header: header.clone(),
+        barrier_id: "copy".into(),
+        barrier_ts: 70,
+        ttl_seconds: i64::MAX,
+    };
+    client.pd.set_global_gc_barrier(global).await.unwrap();
+    let unknown = pdpb::GetGcStateRequest { keyspace_scope: Some(scope(77)), ..state(true) };
+    let refused = client.pd.get_gc_state(unknown).await.unwrap().into_inner();
+    assert_eq!(error_type(refused.header), pdpb::ErrorType::EntryNotFound);
+
+    server.shutdown().await;
+    let server = Server::start(config(dir.path())).await.unwrap();
+    let mut client = Client::of(&server).await;
+    let answer = client.pd.get_gc_state(state(true)).await.unwrap().into_inner();
+    let kept = answer.gc_state.unwrap();
+    assert_eq!((kept.txn_safe_point, kept.gc_safe_point, kept.gc_barriers.len()), (50, 40, 1));
+    assert_eq!(answer.global_gc_barriers.unwrap().barriers[0].barrier_ts, 70);
+    let page = client.json("/pd/api/v1/gc/safepoint").await;
+    assert_eq!((&page["min_service_gc_safe_point"], &page["gc_safe_point"]), (&50.into(), &40.into()));
+    assert_eq!(page["service_gc_safe_points"].as_array().unwrap().len(), 3);
+    let (status, _) = client.http("DELETE", "/pd/api/v1/gc/safepoint/gc_worker").await;
+    assert_eq!(status, "HTTP/1.1 400 Bad Request");
+    let (status, _) = client.http("DELETE", "/pd/api/v1/gc/safepoint/backup").await;
+    assert_eq!(status, "HTTP/1.1 200 OK");
+    let (status, _) = client.http("DELETE", "/pd/api/v1/gc/safepoint/backup").await;
+    assert_eq!(status, "HTTP/1.1 404 Not Found");
+    let request = pdpb::UpdateGcSafePointRequest { header: header.clone(), safe_point: 69 };
+    let moved = client.pd.update_gc_safe_point(request).await.unwrap().into_inner();
+    assert_eq!(moved.new_safe_point, 69);
+    server.shutdown().await;
+}

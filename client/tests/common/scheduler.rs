@@ -272,6 +272,15 @@ impl Pd for Member {
         is_snapshot_recovering: IsSnapshotRecoveringRequest => IsSnapshotRecoveringResponse;
         get_gc_safe_point: GetGcSafePointRequest => GetGcSafePointResponse;
         update_gc_safe_point: UpdateGcSafePointRequest => UpdateGcSafePointResponse;
+        update_service_gc_safe_point: UpdateServiceGcSafePointRequest => UpdateServiceGcSafePointResponse;
+        advance_txn_safe_point: AdvanceTxnSafePointRequest => AdvanceTxnSafePointResponse;
+        advance_gc_safe_point: AdvanceGcSafePointRequest => AdvanceGcSafePointResponse;
+        set_gc_barrier: SetGcBarrierRequest => SetGcBarrierResponse;
+        delete_gc_barrier: DeleteGcBarrierRequest => DeleteGcBarrierResponse;
+        set_global_gc_barrier: SetGlobalGcBarrierRequest => SetGlobalGcBarrierResponse;
+        delete_global_gc_barrier: DeleteGlobalGcBarrierRequest => DeleteGlobalGcBarrierResponse;
+        get_gc_state: GetGcStateRequest => GetGcStateResponse;
+        get_all_keyspaces_gc_states: GetAllKeyspacesGcStatesRequest => GetAllKeyspacesGcStatesResponse;
         get_external_timestamp: GetExternalTimestampRequest => GetExternalTimestampResponse;
         set_external_timestamp: SetExternalTimestampRequest => SetExternalTimestampResponse;
         get_min_ts: GetMinTsRequest => GetMinTsResponse;

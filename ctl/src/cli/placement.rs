@@ -117,7 +117,7 @@ pub enum Config {
     Set {
         /// Its name, as `kvctl config show` lists it.
         key: String,
-        /// A number, true or false.
+        /// A number, a duration such as 10m, true or false.
         value: String,
     },
 }

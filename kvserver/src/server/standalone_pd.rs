@@ -396,6 +396,69 @@ impl Pd for StandalonePd {
         self.raw_only()
     }
 
+    async fn update_service_gc_safe_point(
+        &self,
+        _: Request<pdpb::UpdateServiceGcSafePointRequest>,
+    ) -> Reply<pdpb::UpdateServiceGcSafePointResponse> {
+        self.raw_only()
+    }
+
+    async fn advance_txn_safe_point(
+        &self,
+        _: Request<pdpb::AdvanceTxnSafePointRequest>,
+    ) -> Reply<pdpb::AdvanceTxnSafePointResponse> {
+        self.raw_only()
+    }
+
+    async fn advance_gc_safe_point(
+        &self,
+        _: Request<pdpb::AdvanceGcSafePointRequest>,
+    ) -> Reply<pdpb::AdvanceGcSafePointResponse> {
+        self.raw_only()
+    }
+
+    async fn set_gc_barrier(
+        &self,
+        _: Request<pdpb::SetGcBarrierRequest>,
+    ) -> Reply<pdpb::SetGcBarrierResponse> {
+        self.raw_only()
+    }
+
+    async fn delete_gc_barrier(
+        &self,
+        _: Request<pdpb::DeleteGcBarrierRequest>,
+    ) -> Reply<pdpb::DeleteGcBarrierResponse> {
+        self.raw_only()
+    }
+
+    async fn set_global_gc_barrier(
+        &self,
+        _: Request<pdpb::SetGlobalGcBarrierRequest>,
+    ) -> Reply<pdpb::SetGlobalGcBarrierResponse> {
+        self.raw_only()
+    }
+
+    async fn delete_global_gc_barrier(
+        &self,
+        _: Request<pdpb::DeleteGlobalGcBarrierRequest>,
+    ) -> Reply<pdpb::DeleteGlobalGcBarrierResponse> {
+        self.raw_only()
+    }
+
+    async fn get_gc_state(
+        &self,
+        _: Request<pdpb::GetGcStateRequest>,
+    ) -> Reply<pdpb::GetGcStateResponse> {
+        self.raw_only()
+    }
+
+    async fn get_all_keyspaces_gc_states(
+        &self,
+        _: Request<pdpb::GetAllKeyspacesGcStatesRequest>,
+    ) -> Reply<pdpb::GetAllKeyspacesGcStatesResponse> {
+        self.raw_only()
+    }
+
     async fn get_external_timestamp(
         &self,
         _: Request<pdpb::GetExternalTimestampRequest>,

@@ -15,7 +15,8 @@ pub const KEY_MAX: usize = 1 << 10;
 pub const VALUE_MAX: usize = 64 << 10;
 pub const KEYS_MAX: usize = 1 << 10;
 
-/// Where garbage collectors of the field keep the timestamp below which versions may be gone, as decimal text.
+/// Where clients of the field look for the timestamp below which nobody may read, as decimal text. The scheduler sets
+/// it; that others may set it too changes what such clients see, and no safe point.
 pub const SAVED_SAFE_POINT: &[u8] = b"/tidb/store/gcworker/saved_safe_point";
 /// Where the timestamp that applications agreed on is kept, as decimal text.
 pub const EXTERNAL_TIMESTAMP: &[u8] = b"/kvasir/external_timestamp";
@@ -86,17 +87,27 @@ impl ClientKeys {
         if before.is_none() && self.keys.len() >= KEYS_MAX {
             return Err(ClientKeyError::TooMany);
         }
+        Ok((self.keep(key, value), before))
+    }
+
+    fn keep(&mut self, key: Bytes, value: Bytes) -> KeyValue {
+        let before = self.keys.get(&key);
         self.revision += 1;
         let now = KeyValue {
             key: key.clone(),
             value,
-            create_revision: before.as_ref().map_or(self.revision, |b| b.create_revision),
+            create_revision: before.map_or(self.revision, |b| b.create_revision),
             mod_revision: self.revision,
-            version: before.as_ref().map_or(1, |b| b.version + 1),
+            version: before.map_or(1, |b| b.version + 1),
             lease: 0,
         };
         self.keys.insert(key, now.clone());
-        Ok((now, before))
+        now
+    }
+
+    /// Sets a number of the scheduler itself, as decimal text, however many keys there are.
+    pub fn keep_number(&mut self, key: &'static [u8], number: u64) -> KeyValue {
+        self.keep(Bytes::from_static(key), Bytes::from(number.to_string()))
     }
 
     /// The keys of a range, in order.
@@ -194,10 +205,12 @@ mod tests {
     #[test]
     fn numbers_only_rise_and_what_is_no_number_is_none() {
         let mut keys = ClientKeys::default();
-        assert_eq!(keys.number(SAVED_SAFE_POINT), 0);
-        assert!(matches!(keys.raise(SAVED_SAFE_POINT, 7), Ok((7, Some(_)))));
-        assert_eq!(keys.raise(SAVED_SAFE_POINT, 5), Ok((7, None)));
+        assert_eq!(keys.number(EXTERNAL_TIMESTAMP), 0);
+        assert!(matches!(keys.raise(EXTERNAL_TIMESTAMP, 7), Ok((7, Some(_)))));
+        assert_eq!(keys.raise(EXTERNAL_TIMESTAMP, 5), Ok((7, None)));
         keys.put(SAVED_SAFE_POINT.into(), "nonsense".into()).unwrap();
         assert_eq!(keys.number(SAVED_SAFE_POINT), 0);
+        assert_eq!(keys.keep_number(SAVED_SAFE_POINT, 3).value, "3");
+        assert_eq!(keys.number(SAVED_SAFE_POINT), 3);
     }
 }

@@ -26,6 +26,9 @@ const KEYSPACE: &[u8] = b"m/keyspace/";
 const CLIENT_KEY: &[u8] = b"m/client/";
 const SCHEDULER: &[u8] = b"m/scheduler/";
 const SETTING: &[u8] = b"m/setting/";
+const GC_SAFE_POINTS: &[u8] = b"m/gc/safe_points";
+const GC_BARRIER: &[u8] = b"m/gc/barrier/";
+const GC_GLOBAL_BARRIER: &[u8] = b"m/gc/global_barrier/";
 
 /// First key of the records that make up a cluster's state.
 pub const RECORDS_START: &[u8] = b"m/";
@@ -57,6 +60,33 @@ pub enum MetaWrite {
     ClientKey(mvccpb::KeyValue),
     Scheduler(SchedulerRecord),
     Setting(SettingRecord),
+    GcSafePoints(GcSafePointsRecord),
+    GcBarrier(GcBarrierRecord),
+    /// Named by its record; its timestamp does not matter.
+    GcBarrierGone(GcBarrierRecord),
+}
+
+/// How far garbage is collected.
+#[derive(Clone, Copy, PartialEq, Message)]
+pub struct GcSafePointsRecord {
+    #[prost(uint64, tag = "1")]
+    pub txn_safe_point: u64,
+    #[prost(uint64, tag = "2")]
+    pub gc_safe_point: u64,
+}
+
+/// What holds garbage collection back.
+#[derive(Clone, PartialEq, Message)]
+pub struct GcBarrierRecord {
+    #[prost(string, tag = "1")]
+    pub name: String,
+    #[prost(bool, tag = "2")]
+    pub is_global: bool,
+    #[prost(uint64, tag = "3")]
+    pub ts: u64,
+    /// Unix milliseconds; the largest number for never.
+    #[prost(uint64, tag = "4")]
+    pub expires_ms: u64,
 }
 
 /// A setting as people changed it.
@@ -107,6 +137,9 @@ impl MetaWrite {
             MetaWrite::Keyspace(meta) => {
                 Op::Put(key(KEYSPACE, u64::from(crate::keyspace::id_of(meta))), encode(meta))
             }
+            MetaWrite::GcSafePoints(record) => Op::Put(Bytes::from_static(GC_SAFE_POINTS), encode(record)),
+            MetaWrite::GcBarrier(record) => Op::Put(barrier_key(record), encode(record)),
+            MetaWrite::GcBarrierGone(record) => Op::Delete(barrier_key(record)),
             MetaWrite::ClientKey(kept) => Op::Put([CLIENT_KEY, &kept.key[..]].concat().into(), encode(kept)),
         }
     }
@@ -134,6 +167,12 @@ impl MetaWrite {
         if key.starts_with(SCHEDULER) {
             return Ok(MetaWrite::Scheduler(message(key, value)?));
         }
+        if key == GC_SAFE_POINTS {
+            return Ok(MetaWrite::GcSafePoints(message(key, value)?));
+        }
+        if key.starts_with(GC_BARRIER) || key.starts_with(GC_GLOBAL_BARRIER) {
+            return Ok(MetaWrite::GcBarrier(message(key, value)?));
+        }
         Err(RecordError::UnknownKey(printable(key)))
     }
 }
@@ -160,6 +199,11 @@ fn key(prefix: &[u8], id: u64) -> Bytes {
     key.put_slice(prefix);
     key.put_u64(id);
     key.freeze()
+}
+
+fn barrier_key(record: &GcBarrierRecord) -> Bytes {
+    let prefix = if record.is_global { GC_GLOBAL_BARRIER } else { GC_BARRIER };
+    [prefix, record.name.as_bytes()].concat().into()
 }
 
 /// Encodes a message as a record value.
@@ -205,6 +249,16 @@ mod tests {
         let record = SchedulerRecord { name: "s".into(), stores: vec![1, 2], ..Default::default() };
         round_trip(MetaWrite::Scheduler(record));
         round_trip(MetaWrite::Setting(SettingRecord { key: "k".into(), value: "7".into() }));
+        round_trip(MetaWrite::GcSafePoints(GcSafePointsRecord { txn_safe_point: 9, gc_safe_point: 8 }));
+        for is_global in [false, true] {
+            let name = "backup".into();
+            round_trip(MetaWrite::GcBarrier(GcBarrierRecord {
+                name,
+                is_global,
+                ts: 7,
+                expires_ms: u64::MAX,
+            }));
+        }
         round_trip(MetaWrite::Keyspace(crate::keyspace::default_keyspace(3)));
         round_trip(MetaWrite::ClientKey(mvccpb::KeyValue { key: "/a/b".into(), ..Default::default() }));
         assert_eq!(decode_number(b"id_end", &encode_number(77)), Ok(77));

@@ -15,6 +15,7 @@ use kvproto::{metapb, pdpb};
 use crate::core::basic_cluster::BasicCluster;
 use crate::core::region::RegionInfo;
 use crate::core::store::{SilenceLimits, StoreInfo, StoreState};
+use crate::gc::GcConfig;
 use crate::schedulers::Schedulers;
 use operator_controller::OperatorController;
 use store_limit::StoreLimit;
@@ -48,6 +49,8 @@ pub struct ScheduleConfig {
     pub halt_scheduling: bool,
     /// Whether stores may split regions.
     pub splits_enabled: bool,
+    /// How long old versions are kept.
+    pub gc: GcConfig,
 }
 
 impl Default for ScheduleConfig {
@@ -66,6 +69,7 @@ impl Default for ScheduleConfig {
             resend_ms: 500,
             halt_scheduling: false,
             splits_enabled: true,
+            gc: GcConfig::default(),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Limits of placement over HTTP: see them, change them.
+//! Settings over HTTP, limits of placement and how long old versions are kept: see them, change them.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,6 +21,7 @@ fn json(setting: Setting) -> Value {
     match setting {
         Setting::Number(number) => number.into(),
         Setting::Flag(flag) => flag.into(),
+        Setting::Duration(_) => setting.to_string().into(),
     }
 }
 
@@ -30,11 +31,19 @@ async fn show(Shared(state): Shared<Arc<State>>) -> Answer {
 }
 
 async fn change(Shared(state): Shared<Arc<State>>, Json(changes): Json<Map<String, Value>>) -> Answer {
-    let bad = |key: &str| Failure(StatusCode::BAD_REQUEST, format!("{key} must be a number, true or false"));
+    let bad = |key: &str| {
+        Failure(
+            StatusCode::BAD_REQUEST,
+            format!("{key} must be a number, a duration such as \"10m\", true or false"),
+        )
+    };
     let mut wanted = Vec::with_capacity(changes.len());
     for (key, value) in changes {
         let setting = match &value {
             Value::Bool(flag) => Some(Setting::Flag(*flag)),
+            Value::String(text) => {
+                Setting::parse(text).filter(|setting| matches!(setting, Setting::Duration(_)))
+            }
             other => other.as_u64().map(Setting::Number),
         };
         wanted.push((key.clone(), setting.ok_or_else(|| bad(&key))?));

@@ -6,7 +6,6 @@
 use std::pin::Pin;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use futures::Stream;
 use kvproto::pdpb::{self, pd_server::Pd};
 use tokio::sync::mpsc;
@@ -15,6 +14,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::dispatch::until_not_leader;
 use super::heartbeat_streams::{QUEUE_MAX, Reporter};
+use super::region_scan::wire_region;
 use super::state::{ChangeError, State};
 use crate::cluster::Cluster;
 use crate::core::region::RegionInfo;
@@ -22,9 +22,6 @@ use crate::core::store::StoreInfo;
 use crate::error::ClusterError;
 use crate::id::{self, IdWindow};
 use crate::kv::KvError;
-
-/// How many regions are copied while the cluster is locked.
-const SCAN_CHUNK: usize = 1024;
 
 /// See the module.
 #[derive(Clone)]
@@ -52,30 +49,6 @@ fn check_issued(ids: &IdWindow, used: impl IntoIterator<Item = u64>) -> Result<(
     match used.into_iter().find(|id| !ids.is_issued(*id)) {
         Some(id) => Err(ClusterError::ForeignId(id)),
         None => Ok(()),
-    }
-}
-
-/// Whether regions in key order leave no gap in the range; when the limit has cut them off, in what they reach.
-fn covers(regions: &[pdpb::Region], range: &pdpb::KeyRange, is_cut: bool) -> bool {
-    let mut reached = Some(&range.start_key);
-    for region in regions.iter().filter_map(|region| region.region.as_ref()) {
-        if reached.is_none_or(|reached| region.start_key > *reached) {
-            return false;
-        }
-        // The empty end key is the end of the key space.
-        reached = Some(&region.end_key).filter(|end| !end.is_empty());
-    }
-    is_cut || reached.is_none_or(|reached| !range.end_key.is_empty() && *reached >= range.end_key)
-}
-
-/// A region as clients get it.
-fn wire_region(region: &RegionInfo) -> pdpb::Region {
-    pdpb::Region {
-        region: Some(region.meta.clone()),
-        leader: region.leader,
-        down_peers: region.down_peers.clone(),
-        pending_peers: region.pending_peers.clone(),
-        buckets: None,
     }
 }
 
@@ -157,56 +130,6 @@ impl GrpcService {
             pending_peers: region.pending_peers,
             buckets: None,
         }))
-    }
-
-    /// Regions of a range, at most `limit` (0: all). The lock is given up between chunks, so a region that splits
-    /// meanwhile may be seen in two pieces, as in any scan by several calls.
-    fn scan(&self, start: &Bytes, end: &Bytes, limit: usize) -> Result<Vec<pdpb::Region>, ClusterError> {
-        let limit = if limit == 0 { usize::MAX } else { limit };
-        let (mut regions, mut from) = (Vec::new(), start.clone());
-        loop {
-            let want = SCAN_CHUNK.min(limit - regions.len());
-            let chunk: Vec<pdpb::Region> = self.state.read(|cluster, _| {
-                cluster.require_bootstrapped()?;
-                let found = cluster.basic().regions().scan(&from, end).take(want);
-                Ok::<_, ClusterError>(found.map(wire_region).collect())
-            })?;
-            let is_last = chunk.len() < want;
-            if let Some(region) = chunk.last().and_then(|last| last.region.as_ref()) {
-                from = region.end_key.clone();
-            }
-            regions.extend(chunk);
-            let is_at_end = from.is_empty() || !end.is_empty() && from >= *end;
-            if is_last || is_at_end || regions.len() >= limit {
-                return Ok(regions);
-            }
-        }
-    }
-
-    fn batch_scan(&self, request: &pdpb::BatchScanRegionsRequest) -> Result<Vec<pdpb::Region>, ClusterError> {
-        let limit = usize::try_from(request.limit).unwrap_or(0);
-        let mut regions: Vec<pdpb::Region> = Vec::new();
-        for range in &request.ranges {
-            if limit > 0 && regions.len() >= limit {
-                break;
-            }
-            let left = if limit == 0 { 0 } else { limit - regions.len() };
-            let mut found = self.scan(&range.start_key, &range.end_key, left)?;
-            let is_cut = left > 0 && found.len() >= left;
-            if request.contain_all_key_range && !covers(&found, range, is_cut) {
-                return Err(ClusterError::RangeHasGaps);
-            }
-            // Ranges next to each other may share a region: it is listed once.
-            let id_of = |region: &pdpb::Region| region.region.as_ref().map(|meta| meta.id);
-            if regions
-                .last()
-                .is_some_and(|last| found.first().is_some_and(|first| id_of(first) == id_of(last)))
-            {
-                found.remove(0);
-            }
-            regions.extend(found);
-        }
-        Ok(regions)
     }
 }
 
@@ -507,6 +430,69 @@ impl Pd for GrpcService {
         self.raise_safe_point(request.into_inner()).await
     }
 
+    async fn update_service_gc_safe_point(
+        &self,
+        request: Request<pdpb::UpdateServiceGcSafePointRequest>,
+    ) -> Result<Response<pdpb::UpdateServiceGcSafePointResponse>, Status> {
+        self.take_service_safe_point(request.into_inner()).await
+    }
+
+    async fn advance_txn_safe_point(
+        &self,
+        request: Request<pdpb::AdvanceTxnSafePointRequest>,
+    ) -> Result<Response<pdpb::AdvanceTxnSafePointResponse>, Status> {
+        self.move_txn_safe_point(request.into_inner()).await
+    }
+
+    async fn advance_gc_safe_point(
+        &self,
+        request: Request<pdpb::AdvanceGcSafePointRequest>,
+    ) -> Result<Response<pdpb::AdvanceGcSafePointResponse>, Status> {
+        self.move_gc_safe_point(request.into_inner()).await
+    }
+
+    async fn set_gc_barrier(
+        &self,
+        request: Request<pdpb::SetGcBarrierRequest>,
+    ) -> Result<Response<pdpb::SetGcBarrierResponse>, Status> {
+        self.put_barrier(request.into_inner()).await
+    }
+
+    async fn delete_gc_barrier(
+        &self,
+        request: Request<pdpb::DeleteGcBarrierRequest>,
+    ) -> Result<Response<pdpb::DeleteGcBarrierResponse>, Status> {
+        self.drop_barrier(request.into_inner()).await
+    }
+
+    async fn set_global_gc_barrier(
+        &self,
+        request: Request<pdpb::SetGlobalGcBarrierRequest>,
+    ) -> Result<Response<pdpb::SetGlobalGcBarrierResponse>, Status> {
+        self.put_global_barrier(request.into_inner()).await
+    }
+
+    async fn delete_global_gc_barrier(
+        &self,
+        request: Request<pdpb::DeleteGlobalGcBarrierRequest>,
+    ) -> Result<Response<pdpb::DeleteGlobalGcBarrierResponse>, Status> {
+        self.drop_global_barrier(request.into_inner()).await
+    }
+
+    async fn get_gc_state(
+        &self,
+        request: Request<pdpb::GetGcStateRequest>,
+    ) -> Result<Response<pdpb::GetGcStateResponse>, Status> {
+        self.gc_state(request.into_inner()).await
+    }
+
+    async fn get_all_keyspaces_gc_states(
+        &self,
+        request: Request<pdpb::GetAllKeyspacesGcStatesRequest>,
+    ) -> Result<Response<pdpb::GetAllKeyspacesGcStatesResponse>, Status> {
+        self.gc_states(request.into_inner()).await
+    }
+
     async fn get_external_timestamp(
         &self,
         request: Request<pdpb::GetExternalTimestampRequest>,
@@ -545,40 +531,5 @@ impl Pd for GrpcService {
         let (sender, commands) = mpsc::channel(QUEUE_MAX);
         tokio::spawn(Reporter::new(self.state.clone(), sender).run(request.into_inner()));
         Ok(Response::new(ReceiverStream::new(commands)))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn regions(ranges: &[(&'static str, &'static str)]) -> Vec<pdpb::Region> {
-        let region = |(start, end): &(&'static str, &'static str)| {
-            let meta = kvproto::metapb::Region {
-                start_key: Bytes::from_static(start.as_bytes()),
-                end_key: Bytes::from_static(end.as_bytes()),
-                ..Default::default()
-            };
-            pdpb::Region { region: Some(meta), ..Default::default() }
-        };
-        ranges.iter().map(region).collect()
-    }
-
-    #[test]
-    fn gaps_are_found_at_both_ends_and_between() {
-        let range = |start: &'static str, end: &'static str| pdpb::KeyRange {
-            start_key: start.into(),
-            end_key: end.into(),
-        };
-        let whole = regions(&[("", "b"), ("b", "d"), ("d", "")]);
-        assert!(covers(&whole, &range("", ""), false) && covers(&whole, &range("a", "z"), false));
-        let holed = regions(&[("b", "d"), ("e", "f")]);
-        assert!(!covers(&holed, &range("b", "f"), false), "between");
-        assert!(covers(&holed[..1], &range("b", "d"), false));
-        assert!(!covers(&holed[..1], &range("a", "d"), false), "at the start");
-        assert!(!covers(&holed[..1], &range("b", "e"), false), "at the end");
-        assert!(!covers(&holed[..1], &range("b", ""), false), "at the end of the key space");
-        assert!(covers(&holed[..1], &range("b", ""), true), "the rest was not asked for");
-        assert!(!covers(&[], &range("a", "b"), false));
     }
 }

@@ -14,7 +14,7 @@ use serde_json::json;
 
 use super::http_json as view;
 use super::state::{ChangeError, State};
-use super::{config_api, operator_api, scheduler_api};
+use super::{config_api, gc_api, operator_api, scheduler_api};
 use crate::cluster::Cluster;
 use crate::core::store::StoreInfo;
 use crate::error::ClusterError;
@@ -43,7 +43,9 @@ impl From<ClusterError> for Failure {
             | ClusterError::UnknownScheduler(_)
             | ClusterError::NoOperator(_) => StatusCode::NOT_FOUND,
             ClusterError::OperatorRefused { .. } => StatusCode::CONFLICT,
-            ClusterError::InvalidScheduler(_) | ClusterError::InvalidSetting(_) => StatusCode::BAD_REQUEST,
+            ClusterError::InvalidScheduler(_) | ClusterError::InvalidSetting(_) | ClusterError::Gc(_) => {
+                StatusCode::BAD_REQUEST
+            }
             ClusterError::StoreTombstone(_) => StatusCode::GONE,
             ClusterError::TooFewStores { .. } => StatusCode::BAD_REQUEST,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
@@ -95,6 +97,7 @@ pub fn routes(state: Arc<State>) -> Router {
         .route("/pd/api/v1/region/key/{*key}", read(region_by_key))
         .route("/pd/api/v1/cluster", read(cluster))
         .merge(config_api::routes())
+        .merge(gc_api::routes())
         .merge(operator_api::routes())
         .merge(scheduler_api::routes())
         .fallback(|uri: Uri| async move { not_found(format!("no such path: {}", uri.path())) })

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use kvproto::metapb;
 use scheduler::cluster::Output;
+use scheduler::kv::Op;
 use scheduler::kv::records::MetaWrite;
 use scheduler::schedule::RegionCommand;
 use scheduler::schedule::checker::Obstacle;
@@ -15,6 +16,10 @@ impl Runner {
     pub fn print(&mut self, out: Output) -> String {
         let mut text = String::new();
         for write in &out.writes {
+            match write.to_op() {
+                Op::Put(key, value) => self.disk.insert(key, value),
+                Op::Delete(key) => self.disk.remove(&key),
+            };
             match write {
                 MetaWrite::Bootstrapped(_) => text += "write: bootstrapped\n",
                 MetaWrite::Store(store) => {
@@ -37,6 +42,13 @@ impl Runner {
                 }
                 MetaWrite::ClientKey(kept) => {
                     let _ = writeln!(text, "write: client key {:?}", kept.key);
+                }
+                MetaWrite::GcSafePoints(_) => text += "write: safe points\n",
+                MetaWrite::GcBarrier(record) => {
+                    let _ = writeln!(text, "write: barrier {:?}", record.name);
+                }
+                MetaWrite::GcBarrierGone(record) => {
+                    let _ = writeln!(text, "write: barrier {:?} is gone", record.name);
                 }
             }
         }
