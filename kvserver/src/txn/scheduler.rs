@@ -248,3 +248,6 @@ impl Txn {
         rx.await.unwrap_or(Err(TxnError::Stopping))
     }
 }
+
+#[cfg(test)]
+mod tests;
