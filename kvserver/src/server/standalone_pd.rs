@@ -445,10 +445,7 @@ impl Pd for StandalonePd {
         self.raw_only()
     }
 
-    async fn get_gc_state(
-        &self,
-        _: Request<pdpb::GetGcStateRequest>,
-    ) -> Reply<pdpb::GetGcStateResponse> {
+    async fn get_gc_state(&self, _: Request<pdpb::GetGcStateRequest>) -> Reply<pdpb::GetGcStateResponse> {
         self.raw_only()
     }
 

@@ -62,7 +62,8 @@ pub struct Deadlock {
     pub lock_ts: u64,
     /// The key that is locked.
     pub key: Bytes,
-    /// Who waits for whom, beginning with the one that the failed transaction would have waited for.
+    /// Who waits for whom: the whole circle, beginning with the one that the failed transaction would have waited for,
+    /// and ending with the wait that was refused.
     pub chain: Vec<WaitEntry>,
 }
 
