@@ -42,8 +42,14 @@ impl Kvasir {
         client.map_err(|error| BenchError::client("tikv-client", error))
     }
 
-    /// One `kvctl bench` run; `workload` is `raw-get` or `raw-put`.
-    pub async fn sdk(&self, plan: &Plan, load: Load, workload: &str) -> Result<Measured, BenchError> {
+    /// One `kvctl bench` run of this workload, with further options.
+    pub async fn sdk(
+        &self,
+        plan: &Plan,
+        load: Load,
+        workload: &str,
+        options: &[&str],
+    ) -> Result<Measured, BenchError> {
         let seconds = |duration: Duration| duration.as_secs().max(1).to_string();
         let mut command = Command::new(binary("kvctl")?);
         command
@@ -59,6 +65,7 @@ impl Kvasir {
             .args(["--concurrency", &load.clients.to_string(), "--value-size", &plan.value_bytes.to_string()])
             .args(["--keys", &plan.keys.to_string(), "--duration", &seconds(load.duration)])
             .args(["--warmup", &seconds(load.warm_up)])
+            .args(options)
             .stdin(Stdio::null());
         let output =
             tokio::task::spawn_blocking(move || command.output()).await.expect("waiting does not panic")?;

@@ -1,4 +1,4 @@
-//! The side-by-side benchmark: the same gets and puts against a bare echo server of the same gRPC stack, our
+//! The side-by-side benchmark: the same gets, puts and two-key updates against a bare echo server of the same gRPC stack, our
 //! cluster through our SDK and through the official client, and etcd, each server a process of its own on one
 //! machine. What counts are the ratios within one run; the numbers alone say more about the machine.
 
@@ -8,6 +8,7 @@ pub mod kvasir;
 pub mod load;
 pub mod regions;
 pub mod report;
+pub mod transactions;
 pub mod usage;
 
 use std::time::Duration;

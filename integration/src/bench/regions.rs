@@ -51,7 +51,7 @@ pub async fn measure(
         eprintln!("{divided:?}");
         report.divided.push(divided);
         for (operation, workload) in [("put", "raw-put"), ("get", "raw-get")] {
-            let measured = kvasir.sdk(plan, load, workload).await?;
+            let measured = kvasir.sdk(plan, load, workload, &[]).await?;
             eprintln!("{count} regions, {operation}: {:.0}/s", measured.operations_per_second);
             report.add(subject(*count), operation, load.clients, measured);
         }

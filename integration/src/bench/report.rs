@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use super::load::Measured;
 use super::regions::{Divided, subject};
+use super::transactions::Commit;
 use super::usage::Usage;
 
 /// One line of the table.
@@ -40,6 +41,10 @@ pub const ECHO_BATCHED: &str = "echo, batched";
 pub const SDK: &str = "kvasir, SDK";
 pub const OFFICIAL: &str = "kvasir, tikv-client";
 pub const ETCD: &str = "etcd";
+/// Updates of two keys where there is only one way to commit.
+pub const UPDATE: &str = "update";
+/// Transactional gets at a fresh timestamp.
+pub const TXN_GET: &str = "txn get";
 /// The share of the throughput with one region that hundreds of them should keep.
 const REGIONS_KEEP: f64 = 0.7;
 
@@ -86,6 +91,21 @@ impl Report {
             at_least("gets, SDK / echo batched", 0.4, ratio(SDK, "get", ECHO_BATCHED, "get", clients)),
             at_least("puts, SDK / etcd", 4.0, ratio(SDK, "put", ETCD, "put", clients)),
             at_least("puts, SDK / etcd, many clients", 4.0, ratio(SDK, "put", ETCD, "put", many_clients)),
+            at_least(
+                "updates, tikv-client / etcd",
+                4.0,
+                ratio(OFFICIAL, Commit::OnePhase.operation(), ETCD, UPDATE, clients),
+            ),
+            at_least(
+                "updates, SDK / etcd",
+                15.0,
+                ratio(SDK, Commit::OnePhase.operation(), ETCD, UPDATE, clients),
+            ),
+            at_least(
+                "updates, SDK, one phase / two",
+                1.5,
+                ratio(SDK, Commit::OnePhase.operation(), SDK, Commit::TwoPhase.operation(), clients),
+            ),
             below("resident MiB of a store, below", 120.0, resident),
             below("threads of a store, below", 30.0, threads),
         ];
@@ -114,7 +134,7 @@ impl Report {
             // Writing to a string does not fail.
             let _ = writeln!(
                 text,
-                "{subject:<20} {operation:<4} {clients:>7} {rate:>9} {p50:>8} {p99:>8} {p999:>9} {errors:>6}"
+                "{subject:<20} {operation:<16} {clients:>7} {rate:>9} {p50:>8} {p99:>8} {p999:>9} {errors:>6}"
             );
         };
         line(
@@ -184,6 +204,8 @@ mod tests {
         report.add(SDK, "put", 64, measured(900.0));
         report.add(SDK, "put", 256, measured(900.0));
         report.add(ETCD, "put", 64, measured(100.0));
+        report.add(OFFICIAL, Commit::OnePhase.operation(), 64, measured(90.0));
+        report.add(ETCD, UPDATE, 64, measured(30.0));
         report.stores.push(Usage { resident_kib: 200 << 10, threads: 12 });
         report.compute_marks(64, 256);
         let found: Vec<_> =
@@ -191,6 +213,7 @@ mod tests {
         let expected = [
             ("gets, tikv-client / echo unary", 0.7, false),
             ("puts, SDK / etcd", 9.0, true),
+            ("updates, tikv-client / etcd", 3.0, false),
             ("resident MiB of a store, below", 200.0, false),
             ("threads of a store, below", 12.0, true),
         ];

@@ -7,8 +7,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use clap::{Parser, Subcommand, ValueEnum};
 use integration::bench::load::{self, Load, Measured};
-use integration::bench::report::{ECHO_BATCHED, ECHO_UNARY, ETCD, OFFICIAL, Report, SDK};
-use integration::bench::{BenchError, Plan, echo, etcd, kvasir, regions};
+use integration::bench::report::{ECHO_BATCHED, ECHO_UNARY, ETCD, OFFICIAL, Report, SDK, TXN_GET, UPDATE};
+use integration::bench::transactions::Commit;
+use integration::bench::{BenchError, Plan, echo, etcd, kvasir, regions, transactions};
 use integration::cluster::{Etcd, Launch, Process, free_address, wait_until};
 
 /// Measures echo, our cluster and etcd side by side.
@@ -52,7 +53,7 @@ struct Options {
     #[arg(long, default_value_t = 2)]
     warmup: u64,
     /// What to measure.
-    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Subject::Echo, Subject::Kvasir, Subject::Etcd])]
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Subject::Echo, Subject::Kvasir, Subject::Transactions, Subject::Etcd])]
     subjects: Vec<Subject>,
     /// Numbers of regions for the subject `regions`, ascending.
     #[arg(long, value_delimiter = ',', default_values_t = [1, 50, 200, 500])]
@@ -66,6 +67,8 @@ struct Options {
 enum Subject {
     Echo,
     Kvasir,
+    /// Transactional gets and two-key updates, on a cluster of our own.
+    Transactions,
     Etcd,
     /// The same load on one region, then on more and more.
     Regions,
@@ -111,6 +114,9 @@ async fn measure(options: &Options) -> Result<Report, BenchError> {
     }
     if options.subjects.contains(&Subject::Kvasir) {
         measure_kvasir(&plan, dir.path(), &mut report).await?;
+    }
+    if options.subjects.contains(&Subject::Transactions) {
+        measure_transactions(&plan, &dir.path().join("transactions"), &mut report).await?;
     }
     if options.subjects.contains(&Subject::Etcd) {
         match Etcd::program() {
@@ -180,8 +186,31 @@ async fn measure_kvasir(plan: &Plan, dir: &std::path::Path, report: &mut Report)
     add(report, OFFICIAL, "put", plan.clients, kvasir::official_puts(official, plan, few).await);
     for clients in [plan.clients, plan.many_clients] {
         let load = load(plan, clients);
-        add(report, SDK, "get", clients, kvasir.sdk(plan, load, "raw-get").await?);
-        add(report, SDK, "put", clients, kvasir.sdk(plan, load, "raw-put").await?);
+        add(report, SDK, "get", clients, kvasir.sdk(plan, load, "raw-get", &[]).await?);
+        add(report, SDK, "put", clients, kvasir.sdk(plan, load, "raw-put", &[]).await?);
+    }
+    Ok(())
+}
+
+async fn measure_transactions(
+    plan: &Plan,
+    dir: &std::path::Path,
+    report: &mut Report,
+) -> Result<(), BenchError> {
+    std::fs::create_dir_all(dir)?;
+    let kvasir = kvasir::Kvasir::start(dir)?;
+    let official = transactions::connect(&kvasir).await?;
+    transactions::fill(&official, plan).await?;
+    let load = load(plan, plan.clients);
+    add(report, OFFICIAL, TXN_GET, plan.clients, transactions::gets(official.clone(), plan, load).await);
+    for commit in Commit::ALL {
+        let measured = transactions::updates(official.clone(), plan, load, commit).await;
+        add(report, OFFICIAL, commit.operation(), plan.clients, measured);
+    }
+    add(report, SDK, TXN_GET, plan.clients, kvasir.sdk(plan, load, "txn-get", &[]).await?);
+    for commit in Commit::ALL {
+        let measured = kvasir.sdk(plan, load, "txn-update", &["--commit", commit.name()]).await?;
+        add(report, SDK, commit.operation(), plan.clients, measured);
     }
     Ok(())
 }
@@ -193,5 +222,6 @@ async fn measure_etcd(plan: &Plan, dir: &std::path::Path, report: &mut Report) -
     for clients in [plan.clients, plan.many_clients] {
         add(report, ETCD, "put", clients, etcd.puts(plan, load(plan, clients)).await);
     }
+    add(report, ETCD, UPDATE, plan.clients, etcd.updates(plan, load(plan, plan.clients)).await);
     Ok(())
 }
