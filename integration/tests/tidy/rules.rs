@@ -54,6 +54,7 @@ const PURE: &[&str] = &[
     "client/src/request/shard.rs",
     "client/src/txn/committer.rs",
     "client/src/txn/key_error.rs",
+    "client/src/txn/resolution.rs",
 ];
 
 /// What drives the pure core: threads, clocks, files and sockets live here.
