@@ -50,6 +50,7 @@ mod region_heartbeats;
 pub mod request;
 mod scheduler_client;
 mod scheduler_conn;
+mod scheduler_gc;
 mod scheduler_placement;
 mod store_pool;
 mod tso_batcher;
@@ -62,6 +63,7 @@ pub use members::{MemberStatus, member_statuses};
 pub use raw::{Cas, Checksum, IntoKeyRange, RawClient, Scan, ScanStream, Ttl, prefix};
 pub use region_heartbeats::{RegionHeartbeatSender, RegionHeartbeats};
 pub use scheduler_client::{ClusterConfig, RegionInfo, SchedulerClient, SchedulerOptions};
+pub use scheduler_gc::{AdvancedSafePoint, GcBarrier, GcState};
 
 /// A key and its value.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
