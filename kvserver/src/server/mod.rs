@@ -18,7 +18,9 @@ use crate::clock;
 use crate::config::{Compression, Config, ConfigError};
 use crate::metrics::Metrics;
 use crate::storage::store::Store;
+use crate::txn::deadlock::LocalDetector;
 use crate::txn::edge::Oracle;
+use crate::txn::lock_waits::LockWaitOptions;
 use crate::txn::raw::Raw;
 use crate::txn::scheduler::{Txn, TxnParts};
 
@@ -166,11 +168,13 @@ impl Server {
         let (pool, write_bytes_max) = (Arc::new(pool), bytes(config.raftstore.raft_entry_max_size.0));
         let raw = Raw::new(store.storage(), pool.clone(), write_bytes_max);
         let (storage, timer) = (store.storage(), Arc::new(ServerTimer));
-        let txn = Txn::new(TxnParts { storage, pool, oracle, timer, write_bytes_max });
+        let (detector, waits) = (Arc::new(LocalDetector::new(timer.clone())), LockWaitOptions::default());
+        let txn =
+            Arc::new(Txn::new(TxnParts { storage, pool, oracle, timer, detector, waits, write_bytes_max }));
         let stop = CancellationToken::new();
         let service = KvService::new(
             RawCommands::new(raw),
-            Arc::new(txn),
+            txn.clone(),
             admission.clone(),
             metrics.clone(),
             store.clone(),
@@ -179,6 +183,11 @@ impl Server {
         let routes = Routes::new(kv_server(service, config.server.grpc_compression_type))
             .add_service(health::service(store.clone()));
         let mut tasks = JoinSet::new();
+        let stopping = stop.clone();
+        tasks.spawn(async move {
+            // Requests that wait end with the streams and connections they came by.
+            let _stopped = stopping.run_until_cancelled(txn.drive_waits()).await;
+        });
         tasks.spawn(grpc_threads::serve(
             listeners.grpc,
             routes,

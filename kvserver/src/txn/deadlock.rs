@@ -8,10 +8,13 @@
 //! being added. [`Detector`] is how the runner of commands asks, wherever the detector is.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use parking_lot::Mutex;
 
+use super::edge::Timer;
 use super::error::{Deadlock, WaitEntry};
 use crate::clock::Now;
 
@@ -30,6 +33,35 @@ pub trait Detector: Send + Sync + 'static {
 
     /// The transaction does not wait for this one on this key any more.
     fn done(&self, edge: WaitEntry);
+}
+
+/// A detector for waits on this store alone.
+pub struct LocalDetector {
+    graph: Mutex<WaitForGraph>,
+    timer: Arc<dyn Timer>,
+}
+
+impl LocalDetector {
+    /// Nobody waits yet; `timer` says when edges expire.
+    pub fn new(timer: Arc<dyn Timer>) -> LocalDetector {
+        LocalDetector { graph: Mutex::default(), timer }
+    }
+
+    /// Who waits for whom.
+    pub fn entries(&self) -> Vec<WaitEntry> {
+        self.graph.lock().entries(self.timer.now())
+    }
+}
+
+impl Detector for LocalDetector {
+    fn detect(&self, edge: WaitEntry) -> BoxFuture<'static, Option<Deadlock>> {
+        let found = self.graph.lock().detect(&edge, self.timer.now());
+        Box::pin(std::future::ready(found))
+    }
+
+    fn done(&self, edge: WaitEntry) {
+        self.graph.lock().clean_up_wait_for(&edge);
+    }
 }
 
 /// Edges to one holder: the keys, and until when they count.

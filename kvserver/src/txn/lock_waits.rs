@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
+use futures::task::AtomicWaker;
 use parking_lot::Mutex;
 
 use super::commands::Released;
@@ -30,6 +31,12 @@ mod tests;
 
 /// A waiter looks again after so many milliseconds even if nobody woke it: its region may be led elsewhere by now.
 pub const RECHECK_MS: u64 = 1_000;
+
+impl Default for LockWaitOptions {
+    fn default() -> LockWaitOptions {
+        LockWaitOptions { wake_up_delay_ms: 20, waiters_max: 1 << 16 }
+    }
+}
 
 /// Settings.
 #[derive(Clone, Copy, Debug)]
@@ -90,6 +97,8 @@ pub struct LockWaitCounts {
 pub struct LockWaits {
     options: LockWaitOptions,
     table: Mutex<Table>,
+    /// Whoever calls [`LockWaits::tick`]: woken when that is due earlier than it knew.
+    driver: AtomicWaker,
 }
 
 #[derive(Debug, Default)]
@@ -189,7 +198,7 @@ impl Table {
 impl LockWaits {
     /// A table in which nobody waits.
     pub fn new(options: LockWaitOptions) -> Arc<LockWaits> {
-        Arc::new(LockWaits { options, table: Mutex::default() })
+        Arc::new(LockWaits { options, table: Mutex::default(), driver: AtomicWaker::new() })
     }
 
     /// Gets in line. The caller holds the latches under which it found the lock, and lets go of them before it awaits
@@ -206,6 +215,8 @@ impl LockWaits {
         table.due.insert((due, Due::Waiter(ticket)));
         table.keys.entry(wait.key.clone()).or_default().waiting.insert((wait.start_ts, ticket));
         table.waiters.insert(ticket, Waiter { wait, due, woken: None, waker: None });
+        drop(table);
+        self.driver.wake();
         Some(Waiting { waits: self.clone(), ticket })
     }
 
@@ -221,6 +232,7 @@ impl LockWaits {
         let rest_due = now.plus_ms(self.options.wake_up_delay_ms);
         let wakers: Vec<Waker> = released.iter().filter_map(|r| table.release(&r.key, rest_due)).collect();
         drop(table);
+        self.driver.wake();
         wakers.into_iter().for_each(Waker::wake);
     }
 
@@ -247,6 +259,20 @@ impl LockWaits {
     /// When [`LockWaits::tick`] has something to do; `None` while nobody waits.
     pub fn next_due(&self) -> Option<Now> {
         self.table.lock().due.first().map(|(at, _)| *at)
+    }
+
+    /// Ready when [`LockWaits::tick`] is due before `known`. For the one who calls it.
+    pub async fn due_before(&self, known: Option<Now>) {
+        std::future::poll_fn(|cx| {
+            self.driver.register(cx.waker());
+            let earlier = match (self.next_due(), known) {
+                (Some(due), Some(known)) => due < known,
+                (due, None) => due.is_some(),
+                (None, Some(_)) => false,
+            };
+            if earlier { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
     }
 
     /// Everybody in line, by key and age.

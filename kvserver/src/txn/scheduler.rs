@@ -13,18 +13,24 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures::FutureExt;
 use futures::channel::oneshot;
+use futures::future::{Either, select};
 use kvproto::kvrpcpb::ApiVersion;
+use kvproto::ts::Timestamp;
 
 use super::commands::{Command, Cx, Done};
+use super::deadlock::Detector;
 use super::edge::{Oracle, Timer};
-use super::error::{TxnError, TxnResult};
+use super::error::{LockInfo, TxnError, TxnResult, WaitEntry};
 use super::horizon::Horizon;
 use super::key_check::TxnKeyCheck;
 use super::latches::{Guard, Latches};
+use super::lock_waits::{LockWait, LockWaitOptions, LockWaits, Turn, Wait, Wake};
 use super::max_ts::MaxTs;
 use super::mvcc::Reader;
 use super::raw::{Offload, read::in_region};
+use crate::clock::Now;
 use crate::engine::{EngineError, ReadTier};
 use crate::error::RegionError;
 use crate::raftstore::message::Callback;
@@ -52,8 +58,40 @@ pub struct TxnParts {
     pub pool: Arc<dyn Offload>,
     pub oracle: Arc<dyn Oracle>,
     pub timer: Arc<dyn Timer>,
+    pub detector: Arc<dyn Detector>,
+    /// How those who wait for locks are woken.
+    pub waits: LockWaitOptions,
     /// Bytes that one write may have.
     pub write_bytes_max: usize,
+}
+
+/// A request that may wait for locks.
+struct Patience {
+    start_ts: u64,
+    since: Now,
+    deadline: Now,
+    /// It was woken for a key, and has to see to it that the next one is when it cannot use that.
+    turn: Option<Turn>,
+}
+
+impl Patience {
+    fn settle(&mut self) {
+        if let Some(turn) = self.turn.take() {
+            turn.settled();
+        }
+    }
+}
+
+/// What the detector knows of one wait; it is told when the wait ends, however it does.
+struct Edge<'a> {
+    detector: &'a dyn Detector,
+    entry: WaitEntry,
+}
+
+impl Drop for Edge<'_> {
+    fn drop(&mut self) {
+        self.detector.done(self.entry.clone());
+    }
 }
 
 /// Transactions of one store. See the file's head.
@@ -65,17 +103,20 @@ pub struct Txn {
     latches: Arc<Latches>,
     pub(super) max_ts: Arc<MaxTs>,
     pub(super) horizon: Horizon,
+    pub(super) detector: Arc<dyn Detector>,
+    pub(super) waits: Arc<LockWaits>,
     keys: TxnKeyCheck,
     write_bytes_max: usize,
 }
 
 impl Txn {
     pub fn new(parts: TxnParts) -> Txn {
-        let TxnParts { storage, pool, oracle, timer, write_bytes_max } = parts;
+        let TxnParts { storage, pool, oracle, timer, detector, waits, write_bytes_max } = parts;
+        let waits = LockWaits::new(waits);
         let keys = TxnKeyCheck { cluster: storage.api() };
         let (latches, max_ts) = (Latches::new(LATCH_SLOTS), Arc::default());
         let horizon = Horizon::default();
-        Txn { storage, pool, oracle, timer, latches, max_ts, horizon, keys, write_bytes_max }
+        Txn { storage, pool, oracle, timer, latches, max_ts, horizon, detector, waits, keys, write_bytes_max }
     }
 
     /// The rules for keys of this cluster.
@@ -148,6 +189,7 @@ impl Txn {
             return Ok(answer);
         }
         let (told, outcome) = storage::callback();
+        let (waits, timer) = (self.waits.clone(), self.timer.clone());
         let callback = Callback::new(move |result| {
             if let Err(RegionError::Undetermined(reason)) = &result {
                 // Another leader may have it. The next snapshot here needs a leader that has applied everything earlier
@@ -156,13 +198,108 @@ impl Txn {
             }
             drop(memory);
             drop(guard);
-            drop(released);
+            // Waiters look again whatever became of the write: they find out themselves.
+            waits.released(&released, timer.now());
             told.call(result);
         });
         let ctx = RegionContext { term: at.term, ..call.ctx };
         self.storage.write(&ctx, write, callback);
         outcome.await?;
         Ok(answer)
+    }
+
+    /// Carries out a command of transaction `start_ts` that waits up to `wait_ms` milliseconds when it finds a key
+    /// locked. Then the error names the lock.
+    pub async fn run_waiting<C: Command>(
+        &self,
+        call: &TxnCall,
+        command: C,
+        start_ts: u64,
+        wait_ms: u64,
+    ) -> TxnResult<C::Answer> {
+        let keys = self.check(call, &command).await?;
+        let command = Arc::new(command);
+        let since = self.timer.now();
+        let mut patience = Patience { start_ts, since, deadline: since.plus_ms(wait_ms), turn: None };
+        loop {
+            let guard = self.latches.acquire(keys.iter().map(|key| &key[..])).await;
+            let error = match self.decide(call, &keys, &command).await {
+                Ok((at, done)) => {
+                    let answer = self.write(call, &at, done, guard).await?;
+                    patience.settle();
+                    return Ok(answer);
+                }
+                Err(error) => error,
+            };
+            let locked = match error {
+                TxnError::Locked(locked) => locked,
+                TxnError::Conflict(_) => {
+                    patience.settle();
+                    return Err(error);
+                }
+                _ => return Err(error),
+            };
+            if !self.wait_for(&locked, &mut patience, guard).await? {
+                return Err(TxnError::Locked(locked));
+            }
+        }
+    }
+
+    /// Waits until it is worth looking again; false when it is not any more. `guard` has the latches under which the
+    /// lock was found.
+    async fn wait_for(&self, locked: &[LockInfo], patience: &mut Patience, guard: Guard) -> TxnResult<bool> {
+        let now = self.timer.now();
+        let Some(info) = locked.first().filter(|_| now < patience.deadline) else { return Ok(false) };
+        let dies_ms = Timestamp::new(info.lock.start_ts).physical_ms().saturating_add(info.lock.ttl);
+        if dies_ms < self.horizon.physical_ms(&*self.timer) {
+            // Nobody will release it: the client has to clean up first.
+            return Ok(false);
+        }
+        let (key, start_ts, lock_ts) = (info.key.clone(), patience.start_ts, info.lock.start_ts);
+        let (since, deadline) = (patience.since, patience.deadline);
+        let wait = Wait { key: key.clone(), start_ts, lock_ts, since, deadline };
+        let waiting = self.waits.wait(wait, now);
+        drop(guard);
+        patience.settle();
+        let Some(waiting) = waiting else { return Ok(false) };
+        let edge =
+            Edge { detector: &*self.detector, entry: WaitEntry { txn: start_ts, wait_for: lock_ts, key } };
+        let asked = self.detector.detect(edge.entry.clone()).then(|found| async move {
+            match found {
+                Some(deadlock) => deadlock,
+                None => std::future::pending().await,
+            }
+        });
+        match select(waiting, std::pin::pin!(asked)).await {
+            Either::Left((woken, _)) => {
+                patience.turn = Some(woken.turn);
+                Ok(woken.why != Wake::TimedOut)
+            }
+            Either::Right((deadlock, _)) => Err(TxnError::Deadlock(Box::new(deadlock))),
+        }
+    }
+
+    /// Wakes waiters when their time has come. Runs until it is dropped; whoever starts the runner runs this beside it.
+    pub async fn drive_waits(&self) {
+        loop {
+            let due = self.waits.next_due();
+            let sleep = async {
+                match due {
+                    Some(at) => {
+                        let ms = at.since(self.timer.now()).div_ceil(1_000_000);
+                        self.timer.sleep(ms).await
+                    }
+                    None => std::future::pending().await,
+                }
+            };
+            select(std::pin::pin!(sleep), std::pin::pin!(self.waits.due_before(due))).await;
+            self.waits.tick(self.timer.now());
+        }
+    }
+
+    /// Requests that wait for locks here.
+    pub fn waiting(&self) -> Vec<LockWait> {
+        self.waits.waiting(self.timer.now())
     }
 
     /// Waits until the largest timestamp covers what earlier leaders of the region have read.

@@ -19,6 +19,7 @@ use crate::raftstore::message::WriteSet;
 use crate::raftstore::message::write_set::{self, Entry};
 use crate::raftstore::meta::region_view::RegionMeta;
 use crate::txn::commands::{Commit, Mutation, MutationOp, PessimisticAction, Prewrite, Prewritten};
+use crate::txn::deadlock::LocalDetector;
 
 const REGION: u64 = 7;
 
@@ -127,6 +128,8 @@ fn bench(ts: u64) -> Bench {
         pool: world.clone(),
         oracle: world.clone(),
         timer: world.clone(),
+        detector: Arc::new(LocalDetector::new(world.clone())),
+        waits: LockWaitOptions::default(),
         write_bytes_max: 1 << 20,
     });
     Bench { store, world, txn: Arc::new(txn) }
