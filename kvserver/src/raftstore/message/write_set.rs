@@ -66,6 +66,11 @@ impl WriteSet {
     /// Sets `key` to the concatenation of `value` parts (a header and a payload need not be joined first).
     pub fn put(&mut self, cf: Cf, key: &[u8], value: &[&[u8]]) {
         self.adds_data = true;
+        self.put_small(cf, key, value);
+    }
+
+    /// The same for a record that ends something: it is small, and where room is short it makes more room than it takes.
+    pub fn put_small(&mut self, cf: Cf, key: &[u8], value: &[&[u8]]) {
         self.begin(OP_PUT, cf, key);
         put_varint(&mut self.buf, value.iter().map(|v| v.len()).sum());
         for part in value {
@@ -93,7 +98,7 @@ impl WriteSet {
         self.buf.put_slice(key);
     }
 
-    /// True when it does more than delete.
+    /// True when it does more than delete and put small records.
     pub fn adds_data(&self) -> bool {
         self.adds_data
     }

@@ -68,7 +68,8 @@ impl Changes {
         self.remove_lock(key, &lock, commit_ts);
         let last_change_ts = if kind == WriteKind::Lock { lock.last_change_ts } else { 0 };
         let write = Write { kind, start_ts: lock.start_ts, last_change_ts, short_value: lock.short_value };
-        self.put_write(key, commit_ts, &write);
+        // A store that is short of room must still end what it has begun.
+        self.write.put_small(Cf::Write, key.at(commit_ts), &[&write.encode()]);
         Ok(())
     }
 
@@ -90,7 +91,7 @@ impl Changes {
     }
 
     fn note_rollback(&mut self, key: &mut Key, start_ts: u64) {
-        self.write.put(Cf::Default, key.at(start_ts), &[&[value::ROLLED_BACK]]);
+        self.write.put_small(Cf::Default, key.at(start_ts), &[&[value::ROLLED_BACK]]);
     }
 
     /// Makes sure that the transaction of `start_ts` never commits on this key. `lock` is its own lock, if it has one.
@@ -113,7 +114,7 @@ impl Changes {
         if taken {
             self.note_rollback(key, start_ts);
         } else {
-            self.put_write(key, start_ts, &Write::rollback(start_ts));
+            self.write.put_small(Cf::Write, key.at(start_ts), &[&Write::rollback(start_ts).encode()]);
         }
         Ok(())
     }

@@ -200,6 +200,21 @@ fn two_phases_leave_a_version_and_no_lock() {
 }
 
 #[test]
+fn what_ends_a_transaction_is_let_in_where_room_is_short() {
+    let b = bench(100);
+    b.store.hold.store(true, Ordering::SeqCst);
+    let adds = |b: &Bench| b.store.held.lock().iter().map(|(write, _)| write.adds_data()).collect::<Vec<_>>();
+    let mut writer = b.run(prewrite("k", 10));
+    assert!((&mut writer).now_or_never().is_none());
+    assert_eq!(adds(&b), [true]);
+    b.store.release();
+    now(writer).unwrap();
+    let mut commit = b.run(Commit { start_ts: 10, commit_ts: 20, keys: vec!["k".into()] });
+    assert!((&mut commit).now_or_never().is_none());
+    assert_eq!(adds(&b), [false]);
+}
+
+#[test]
 fn one_phase_commits_above_what_was_read() {
     let b = bench(100);
     now(b.reader("k", 50)).unwrap();
