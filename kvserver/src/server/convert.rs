@@ -13,6 +13,7 @@ use crate::storage::RegionContext;
 use crate::txn::raw::{Call, RawError};
 
 pub mod raw;
+pub mod wait;
 
 /// How long a client is asked to stay away from a busy server, in milliseconds.
 const BUSY_BACKOFF_MS: u64 = 100;

@@ -28,6 +28,7 @@ pub mod admission;
 pub mod batch_service;
 mod clustered;
 pub mod convert;
+pub mod deadlock_service;
 pub mod edge;
 mod grpc_threads;
 pub mod health;

@@ -13,10 +13,16 @@ use crate::storage::store::{CLUSTER_ID_KEY, RaftIngress};
 fn ingress<'a, T>(shared: &'a Shared, request: &Request<T>) -> Result<&'a dyn RaftIngress, Status> {
     let ingress = shared.ingress.as_deref();
     let ingress = ingress.ok_or_else(|| Status::unimplemented("a standalone server has no other stores"))?;
-    let ours = shared.store.cluster_id();
+    same_cluster(shared.store.cluster_id(), request)?;
+    Ok(ingress)
+}
+
+/// Refuses a stream of another cluster.
+#[allow(clippy::result_large_err, reason = "Status is what tonic wants")]
+pub(super) fn same_cluster<T>(ours: u64, request: &Request<T>) -> Result<(), Status> {
     let theirs = request.metadata().get(CLUSTER_ID_KEY).and_then(|id| id.to_str().ok());
     match theirs {
-        Some(theirs) if theirs.parse() == Ok(ours) => Ok(ingress),
+        Some(theirs) if theirs.parse() == Ok(ours) => Ok(()),
         _ => Err(Status::failed_precondition(format!(
             "this store belongs to cluster {ours}, the message comes from cluster {}: the sender has an address that \
              is no longer a store of its cluster",

@@ -278,6 +278,10 @@ impl Store for StandaloneStore {
         None
     }
 
+    fn first_leader(&self) -> BoxFuture<'_, Option<String>> {
+        Box::pin(std::future::ready(None))
+    }
+
     fn cluster_id(&self) -> u64 {
         self.cluster_id
     }

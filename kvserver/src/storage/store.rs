@@ -54,6 +54,9 @@ pub trait Store: Send + Sync + 'static {
         keys: Vec<Bytes>,
     ) -> Option<BoxFuture<'static, RegionResult<Vec<metapb::Region>>>>;
 
+    /// Where other stores reach the one that leads the region with the first key; `None` while that is not known.
+    fn first_leader(&self) -> BoxFuture<'_, Option<String>>;
+
     fn cluster_id(&self) -> u64;
 
     fn store_id(&self) -> u64;

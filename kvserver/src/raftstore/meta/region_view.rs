@@ -140,12 +140,14 @@ pub struct ViewRegistry {
     slots: Vec<Slot>,
     /// Serialises insertions and removals, which are rare.
     writing: RwLock<()>,
+    /// The region that began the key space when last asked.
+    first: AtomicU64,
 }
 
 impl Default for ViewRegistry {
     fn default() -> Self {
         let slots = (0..SLOTS).map(|_| ArcSwap::from_pointee(BTreeMap::new())).collect();
-        ViewRegistry { slots, writing: RwLock::new(()) }
+        ViewRegistry { slots, writing: RwLock::new(()), first: AtomicU64::new(0) }
     }
 }
 
@@ -184,6 +186,19 @@ impl ViewRegistry {
             cell.publish(None);
         }
         slot.store(Arc::new(map));
+    }
+
+    /// The view of the region with the first key, if it has a peer here. Looks at all regions when another one than last
+    /// time begins the key space.
+    pub fn first(&self) -> Option<Arc<RegionView>> {
+        let is_first = |view: &RegionView| view.meta.start.is_empty() && !view.meta.region.peers.is_empty();
+        let known = self.get(self.first.load(Ordering::Relaxed)).map(|(_, view)| view);
+        if let Some(view) = known.filter(|view| is_first(view)) {
+            return Some(view);
+        }
+        let view = self.all().into_iter().find(|view| is_first(view))?;
+        self.first.store(view.meta.region.id, Ordering::Relaxed);
+        Some(view)
     }
 
     /// The region and those near it here that may have been a part of it: what a client with an older view of it
@@ -274,6 +289,30 @@ mod tests {
         };
         assert_eq!(told(20), (20..21).chain((12..20).rev()).chain(21..29).collect::<Vec<_>>());
         assert_eq!(told(1), (1..10).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn the_first_region_is_found_again_after_a_split() {
+        let registry = ViewRegistry::default();
+        let publish = |id: u64, start: &'static str| {
+            let peers = vec![metapb::Peer { id: 1_000 + id, ..Default::default() }];
+            let region = metapb::Region { id, peers, ..Default::default() };
+            let meta = RegionMeta { region, start: start.into(), end: Default::default() };
+            registry.cell(id).publish(Some(RegionView::new(
+                Arc::new(meta),
+                Default::default(),
+                None,
+                1,
+                true,
+            )));
+        };
+        assert!(registry.first().is_none());
+        publish(7, "");
+        assert_eq!(registry.first().map(|view| view.meta.region.id), Some(7));
+        publish(7, "m");
+        assert!(registry.first().is_none());
+        publish(9, "");
+        assert_eq!(registry.first().map(|view| view.meta.region.id), Some(9));
     }
 
     #[test]

@@ -106,6 +106,10 @@ impl SchedulerClient for FakeScheduler {
         async move { Ok(self.state.lock().regions.iter().find(|r| r.id == region_id).cloned()) }.boxed()
     }
 
+    fn leader_of(&self, _: Bytes) -> BoxFuture<'_, Result<Option<u64>>> {
+        async move { Ok(None) }.boxed()
+    }
+
     fn ask_split(&self, region: metapb::Region, count: u32) -> BoxFuture<'_, Result<Vec<pdpb::SplitId>>> {
         let mut state = self.state.lock();
         let mut id = || {

@@ -1,5 +1,6 @@
 //! The scheduler over gRPC: the client library's connection, which follows the scheduler's leader.
 
+use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use kvclient::RegionHeartbeats;
@@ -74,6 +75,11 @@ impl SchedulerClient for kvclient::SchedulerClient {
 
     fn region(&self, region_id: u64) -> BoxFuture<'_, Result<Option<metapb::Region>>> {
         self.get_region_by_id(region_id).map(|found| Ok(found?.map(|info| info.region))).boxed()
+    }
+
+    fn leader_of(&self, key: Bytes) -> BoxFuture<'_, Result<Option<u64>>> {
+        let found = self.get_region(key);
+        found.map(|found| Ok(found?.and_then(|info| info.leader).map(|peer| peer.store_id))).boxed()
     }
 
     fn ask_split(&self, region: metapb::Region, count: u32) -> BoxFuture<'_, Result<Vec<pdpb::SplitId>>> {

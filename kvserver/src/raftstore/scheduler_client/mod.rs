@@ -2,6 +2,7 @@
 //!
 //! Owns the vocabulary only. Every call ends by a deadline of its own and fails with the client's typed error.
 
+use bytes::Bytes;
 use futures::future::BoxFuture;
 use kvproto::{metapb, pdpb};
 
@@ -65,6 +66,9 @@ pub trait SchedulerClient: Send + Sync + 'static {
 
     /// A region by number; `None` when none is known.
     fn region(&self, region_id: u64) -> BoxFuture<'_, Result<Option<metapb::Region>>>;
+
+    /// The store that leads the region with this key (boundary form), as far as the scheduler knows.
+    fn leader_of(&self, key: Bytes) -> BoxFuture<'_, Result<Option<u64>>>;
 
     /// Ids for `count` regions that `region` is to be divided into besides itself.
     fn ask_split(&self, region: metapb::Region, count: u32) -> BoxFuture<'_, Result<Vec<pdpb::SplitId>>>;

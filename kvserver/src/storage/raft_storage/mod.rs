@@ -19,7 +19,7 @@ use crate::raftstore::router::Router;
 
 pub mod counters;
 mod leader_wait;
-mod raft_client;
+pub mod raft_client;
 mod raft_server;
 mod raft_store;
 pub mod region_reader;

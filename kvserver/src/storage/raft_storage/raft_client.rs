@@ -24,6 +24,14 @@ const CONNECTION_WINDOW: u32 = 4 << 20;
 /// # Errors
 /// The address is none, or nobody answers there.
 pub async fn connect(address: &str) -> Result<TikvClient<Channel>, tonic::transport::Error> {
+    Ok(TikvClient::new(channel(address).await?))
+}
+
+/// The same for other services of the store.
+///
+/// # Errors
+/// The address is none, or nobody answers there.
+pub async fn channel(address: &str) -> Result<Channel, tonic::transport::Error> {
     let endpoint = Endpoint::from_shared(format!("http://{address}"))?
         .connect_timeout(CONNECT_TIMEOUT)
         .tcp_nodelay(true)
@@ -32,7 +40,7 @@ pub async fn connect(address: &str) -> Result<TikvClient<Channel>, tonic::transp
         .keep_alive_while_idle(true)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW);
-    Ok(TikvClient::new(endpoint.connect().await?))
+    endpoint.connect().await
 }
 
 /// A request that says which cluster it comes from.

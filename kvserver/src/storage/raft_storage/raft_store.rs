@@ -374,6 +374,19 @@ impl Store for RaftStore {
         Some(divided.boxed())
     }
 
+    fn first_leader(&self) -> BoxFuture<'_, Option<String>> {
+        async move {
+            let known = self.views.first().and_then(|view| view.leader);
+            let store_id = match known {
+                Some(leader) => leader.store_id,
+                // An answer that does not come is as good as none.
+                None => self.scheduler.leader_of(Bytes::new()).await.ok()??,
+            };
+            self.network.resolver.resolve(store_id).await.ok()
+        }
+        .boxed()
+    }
+
     fn cluster_id(&self) -> u64 {
         self.ident.cluster_id
     }
