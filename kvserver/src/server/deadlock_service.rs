@@ -305,3 +305,65 @@ async fn open(store: &dyn Store) -> Option<Link> {
         answers.inspect_err(|status| tracing::debug!(%status, address, "no deadlock detector")).ok()?;
     Some(Link { requests, answers: Box::pin(answers.into_inner()) })
 }
+
+#[cfg(test)]
+mod tests {
+    use kvproto::kvrpcpb::ApiVersion;
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::engine::mem::MemEngine;
+    use crate::storage::standalone_storage::{StandaloneStorage, StandaloneStore};
+
+    fn edge(txn: u64, wait_for: u64, key: &'static str) -> WaitEntry {
+        WaitEntry { txn, wait_for, key: key.into() }
+    }
+
+    /// The detector of a store that leads everything, and a stream to it.
+    async fn detector() -> (Deadlocks, Link, CancellationToken) {
+        let storage = StandaloneStorage::start(Arc::new(MemEngine::new()), ApiVersion::V2).unwrap();
+        let store: Arc<dyn Store> = Arc::new(StandaloneStore::new(storage, 77));
+        let stop = CancellationToken::new();
+        let deadlocks = Deadlocks::start(store, stop.clone());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
+        let server = tonic::transport::Server::builder().add_service(deadlocks.service());
+        tokio::spawn(server.serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned()));
+        let channel = raft_client::channel(&address).await.unwrap();
+        let (requests, rx) = mpsc::channel(8);
+        let request = raft_client::of_cluster(77, tokio_stream::wrappers::ReceiverStream::new(rx));
+        let answers = DeadlockClient::new(channel.clone()).detect(request).await.unwrap().into_inner();
+        let of_another = raft_client::of_cluster(78, tokio_stream::empty());
+        let refused = DeadlockClient::new(channel).detect(of_another).await.unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::FailedPrecondition);
+        (deadlocks, Link { requests, answers: Box::pin(answers) }, stop)
+    }
+
+    async fn send(link: &Link, kind: DeadlockRequestType, edge: WaitEntry) {
+        let request =
+            DeadlockRequest { tp: kind as i32, entry: Some(entry_to_wire(edge)), ..Default::default() };
+        link.requests.send(request).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn edges_of_this_store_and_of_others_close_a_circle_together() {
+        let (deadlocks, mut link, stop) = detector().await;
+        assert_eq!(Detector::detect(&deadlocks, edge(1, 2, "a")).await, None);
+        send(&link, DeadlockRequestType::Detect, edge(2, 3, "b")).await;
+        send(&link, DeadlockRequestType::Detect, edge(3, 1, "c")).await;
+        let (asked, deadlock) = deadlock_from_wire(link.answers.next().await.unwrap().unwrap());
+        assert_eq!(asked, edge(3, 1, "c"));
+        assert_eq!(deadlock.chain, [edge(1, 2, "a"), edge(2, 3, "b"), edge(3, 1, "c")]);
+        deadlocks.done(edge(1, 2, "a"));
+        send(&link, DeadlockRequestType::Detect, edge(3, 1, "c")).await;
+        send(&link, DeadlockRequestType::Detect, edge(1, 3, "d")).await;
+        let (asked, _) = deadlock_from_wire(link.answers.next().await.unwrap().unwrap());
+        assert_eq!(
+            asked,
+            edge(1, 3, "d"),
+            "without the first edge there was no circle, and now there is another"
+        );
+        stop.cancel();
+    }
+}

@@ -18,7 +18,6 @@ use crate::clock;
 use crate::config::{Compression, Config, ConfigError};
 use crate::metrics::Metrics;
 use crate::storage::store::Store;
-use crate::txn::deadlock::LocalDetector;
 use crate::txn::edge::Oracle;
 use crate::txn::lock_waits::LockWaitOptions;
 use crate::txn::raw::Raw;
@@ -43,6 +42,7 @@ pub mod status;
 
 use admission::{Admission, Cost};
 use convert::raw::RawCommands;
+use deadlock_service::Deadlocks;
 use edge::ServerTimer;
 use kv_service::KvService;
 use kvproto::tikvpb::tikv_server::TikvServer;
@@ -169,10 +169,11 @@ impl Server {
         let (pool, write_bytes_max) = (Arc::new(pool), bytes(config.raftstore.raft_entry_max_size.0));
         let raw = Raw::new(store.storage(), pool.clone(), write_bytes_max);
         let (storage, timer) = (store.storage(), Arc::new(ServerTimer));
-        let (detector, waits) = (Arc::new(LocalDetector::new(timer.clone())), LockWaitOptions::default());
+        let stop = CancellationToken::new();
+        let deadlocks = Deadlocks::start(store.clone(), stop.clone());
+        let (detector, waits) = (Arc::new(deadlocks.clone()), LockWaitOptions::default());
         let txn =
             Arc::new(Txn::new(TxnParts { storage, pool, oracle, timer, detector, waits, write_bytes_max }));
-        let stop = CancellationToken::new();
         let service = KvService::new(
             RawCommands::new(raw),
             txn.clone(),
@@ -182,6 +183,7 @@ impl Server {
             stop.clone(),
         );
         let routes = Routes::new(kv_server(service, config.server.grpc_compression_type))
+            .add_service(deadlocks.service())
             .add_service(health::service(store.clone()));
         let mut tasks = JoinSet::new();
         let stopping = stop.clone();

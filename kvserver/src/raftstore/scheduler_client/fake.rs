@@ -1,5 +1,6 @@
 //! A scheduler in memory, for tests.
 
+use bytes::Bytes;
 use futures::channel::mpsc;
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
