@@ -290,8 +290,9 @@ impl Prewrite {
         for mut passed in checked.passed {
             let lock = self.lock(&mut passed, changes);
             let Some(kind) = lock.kind.committed() else { continue };
-            changes.keep_rollback(&mut cx.reader, &mut passed.key, ts)?;
             if let Some(claim) = &passed.claim {
+                // Without a claim the newest record was looked at, and `ts` lies above it.
+                changes.keep_rollback(&mut cx.reader, &mut passed.key, ts)?;
                 changes.remove_lock(&passed.key, claim, ts);
             }
             let write = Write {
