@@ -212,6 +212,9 @@ pub struct IterOptions {
     pub tier: ReadTier,
     /// Keep what is read out of the block cache (bulk reads).
     pub no_fill_cache: bool,
+    /// After a seek only keys that are the sought one up to their last eight bytes are wanted, in [`Cf::Write`]: the
+    /// versions of one key. Files without any are then not looked at. Such a cursor only seeks and goes forwards.
+    pub one_key: bool,
 }
 
 /// A cursor over one column family of one snapshot.

@@ -448,6 +448,41 @@ mod tests {
     }
 
     #[test]
+    fn versions_of_one_key_are_found_in_every_file_and_other_cursors_see_all_keys() {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = open(dir.path());
+        let version = |key: u8, ts: u64| [&[key; 9][..], &(!ts).to_be_bytes()].concat();
+        for ts in [10, 20, 30] {
+            let mut batch = WriteBatch::new();
+            (b'a'..b'z').step_by(2).for_each(|k| batch.put(Cf::Write, version(k, ts + u64::from(k)), "v"));
+            engine.write(&batch, WriteOptions::default()).unwrap();
+            engine.flush_and_compact();
+        }
+        let snapshot = engine.snapshot();
+        let mut one =
+            snapshot.iter(Cf::Write, IterOptions { one_key: true, ..IterOptions::default() }).unwrap();
+        for k in b'a'..b'z' {
+            one.seek(&version(k, u64::MAX));
+            let here = |one: &dyn Iter| one.valid() && one.key().starts_with(&[k; 9]);
+            let mut found = 0;
+            while here(&*one) {
+                found += 1;
+                one.next();
+            }
+            one.status().unwrap();
+            assert_eq!(found, if (k - b'a') % 2 == 0 { 3 } else { 0 }, "{k}");
+        }
+        let mut all = snapshot.iter(Cf::Write, IterOptions::default()).unwrap();
+        let mut seen = 0;
+        all.seek(&version(b'b', 0));
+        while all.valid() {
+            seen += 1;
+            all.next();
+        }
+        assert_eq!(seen, 3 * 12, "everything after the first key");
+    }
+
+    #[test]
     fn the_key_below_an_end_is_below_it_and_above_all_shorter_ones() {
         assert_eq!(key_below(b"b\0"), b"b");
         assert_eq!(key_below(b"\0"), b"");

@@ -8,7 +8,7 @@
 //! background threads do not multiply: its pools grow to the largest `max_background_jobs` anyone asked for.
 
 use rocksdb::{
-    BlockBasedOptions, Cache, DBCompressionType, LogLevel, Options, WriteBufferManager,
+    BlockBasedOptions, Cache, DBCompressionType, LogLevel, Options, SliceTransform, WriteBufferManager,
     statistics::StatsLevel,
 };
 use serde::{Deserialize, Serialize};
@@ -18,6 +18,8 @@ use super::Cf;
 /// Bytes of write-ahead log beyond which the oldest memtable is flushed. A family that is rarely written would
 /// otherwise keep every log file since its last flush.
 const WAL_BYTES_MAX: u64 = 64 << 20;
+/// Bytes of the timestamp at the end of a key of [`Cf::Write`].
+const TIMESTAMP_BYTES: usize = 8;
 /// Cache of the log store: logs are read when a peer lags or the store starts, never on the hot path.
 const LOG_CACHE_BYTES: usize = 4 << 20;
 /// RocksDB's own text log: files kept, and bytes each.
@@ -134,12 +136,20 @@ fn common_options(config: &EngineConfig) -> Options {
 
 fn family_options(config: &EngineConfig, cf: Cf, cache: &Cache) -> Options {
     let mut options = Options::default();
-    // Versions of a key are found by seeking, where a filter on whole keys is only ballast.
-    let filtered = cf != Cf::Write;
-    options.set_block_based_table_factory(&table_options(Some(cache), filtered));
+    let mut table = table_options(Some(cache), true);
+    table.set_whole_key_filtering(cf != Cf::Write);
+    options.set_block_based_table_factory(&table);
     options.set_write_buffer_size(to_usize(config.write_buffer_bytes));
     options.set_max_write_buffer_number(4);
-    if filtered {
+    if cf == Cf::Write {
+        // Versions of a key are found by seeking: what is filtered is the key without its timestamp.
+        options.set_prefix_extractor(SliceTransform::create(
+            "key-of-version",
+            key_of_version,
+            Some(has_timestamp),
+        ));
+        options.set_memtable_prefix_bloom_ratio(0.05);
+    } else {
         // A get of a key that is already on disk, or that has no lock, skips the memtable's search.
         options.set_memtable_whole_key_filtering(true);
         options.set_memtable_prefix_bloom_ratio(0.05);
@@ -149,6 +159,15 @@ fn family_options(config: &EngineConfig, cf: Cf, cache: &Cache) -> Options {
     options.set_level_zero_file_num_compaction_trigger(LEVEL0_FILES);
     options.set_level_compaction_dynamic_level_bytes(true);
     options
+}
+
+/// A key of [`Cf::Write`] without the timestamp at its end.
+fn key_of_version(key: &[u8]) -> &[u8] {
+    &key[..key.len().saturating_sub(TIMESTAMP_BYTES)]
+}
+
+fn has_timestamp(key: &[u8]) -> bool {
+    key.len() >= TIMESTAMP_BYTES
 }
 
 /// The table format. With a cache, index and filter blocks live in it too, so memory does not grow with data.

@@ -66,6 +66,11 @@ impl Snapshot for RocksSnapshot {
             read.set_iterate_upper_bound(&options.upper[..]);
         }
         read.fill_cache(!options.no_fill_cache);
+        match options.one_key {
+            true => read.set_prefix_same_as_start(true),
+            // Else a filter on versions would hide other keys.
+            false => read.set_total_order_seek(true),
+        }
         let it = self.core.inner.db.raw_iterator_cf_opt(self.core.inner.cf(cf), read);
         // SAFETY: as for the snapshot; `RocksIter` drops the cursor before its share of the snapshot.
         let it = unsafe {

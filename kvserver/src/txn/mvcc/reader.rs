@@ -140,7 +140,9 @@ impl<'a> Reader<'a> {
     fn writes(&mut self) -> Result<&mut Box<dyn Iter>, EngineError> {
         let iter = match self.writes.take() {
             Some(iter) => iter,
-            None => self.snapshot.iter(Cf::Write, IterOptions { tier: self.tier, ..Default::default() })?,
+            None => self
+                .snapshot
+                .iter(Cf::Write, IterOptions { tier: self.tier, one_key: true, ..Default::default() })?,
         };
         Ok(self.writes.insert(iter))
     }

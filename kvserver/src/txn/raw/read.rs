@@ -197,7 +197,7 @@ impl Reader<'_> {
         if !upper.is_empty() && lower >= upper {
             return Err(not_in_region(region, &scan.lower).into());
         }
-        let options = IterOptions { lower, upper, tier: self.tier, no_fill_cache: false };
+        let options = IterOptions { lower, upper, tier: self.tier, ..IterOptions::default() };
         let mut iter = self.at.snapshot.iter(Cf::Raw, options)?;
         if scan.reverse {
             iter.seek_to_last()
