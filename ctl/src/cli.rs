@@ -1,6 +1,7 @@
 //! The command line: nouns, verbs and flags, with the help that explains them. No behaviour.
 
 mod placement;
+mod transactions;
 
 use std::path::PathBuf;
 
@@ -12,6 +13,7 @@ use crate::output::Output;
 use crate::text::Coding;
 
 pub use placement::{Config, Operator, Order, Scheduler, SplitArgs};
+pub use transactions::{Barrier, Commit, Gc, GcVerb, Mvcc, SHELL, Txn, TxnVerb};
 
 /// The command line of a Kvasir cluster: start one, read and write it, look into it, measure it.
 #[derive(Debug, Parser)]
@@ -58,6 +60,13 @@ pub enum Noun {
     /// Read and write raw key-value pairs.
     #[command(subcommand)]
     Raw(Raw),
+    /// Get a new timestamp, or see what one stands for.
+    Tso {
+        /// A timestamp; a new one when absent.
+        timestamp: Option<u64>,
+    },
+    /// Show how far old versions may be forgotten, and what keeps them.
+    Gc(Gc),
     /// Show the cluster: its id, API, members, stores and health.
     Cluster,
     /// Show the scheduler processes, and choose which one leads.

@@ -9,7 +9,8 @@ use crate::cli::{Config, Global};
 use crate::error::{Error, Result};
 use crate::table;
 
-const PATH: &str = "/pd/api/v1/config/schedule";
+/// Where the scheduler has them.
+pub(crate) const PATH: &str = "/pd/api/v1/config/schedule";
 
 /// Runs a verb.
 pub async fn run(global: &Global, verb: Config) -> Result<()> {
@@ -34,7 +35,8 @@ fn parse(text: &str) -> Result<Value> {
     }
 }
 
-fn text(value: &Value) -> String {
+/// A setting without the quotes of JSON.
+pub(crate) fn text(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_string)
 }
 

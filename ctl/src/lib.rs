@@ -11,8 +11,10 @@ pub mod config;
 pub mod connect;
 pub mod error;
 pub mod format;
+pub mod gc;
 pub mod key;
 pub mod member;
+pub mod moment;
 pub mod operator;
 pub mod output;
 pub mod playground;
@@ -23,6 +25,7 @@ pub mod schedulers;
 pub mod store;
 pub mod table;
 pub mod text;
+pub mod tso;
 
 use clap::CommandFactory as _;
 
@@ -34,6 +37,8 @@ pub async fn run(cli: Cli) -> u8 {
     let done = match noun {
         Noun::Playground(args) => playground::run(&global, args).await,
         Noun::Raw(verb) => raw::run(&global, verb).await,
+        Noun::Tso { timestamp } => tso::run(&global, timestamp).await,
+        Noun::Gc(args) => gc::run(&global, args).await,
         Noun::Cluster => cluster::run(&global).await,
         Noun::Member(verb) => member::run(&global, verb).await,
         Noun::Store(verb) => store::run(&global, verb).await,
