@@ -14,5 +14,7 @@ pub mod latches;
 pub mod lock_waits;
 pub mod max_ts;
 pub mod mvcc;
+pub mod pairs;
+pub mod range;
 pub mod raw;
 pub mod scheduler;

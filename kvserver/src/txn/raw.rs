@@ -21,6 +21,7 @@ use crate::error::RegionError;
 use crate::raftstore::message::{Callback, WriteSet};
 use crate::storage::{self, RegionContext, RegionSnapshot, Storage};
 use crate::txn::latches::Latches;
+use crate::txn::range;
 
 pub mod checksum;
 pub mod key_check;
@@ -31,7 +32,10 @@ pub mod value;
 
 pub use checksum::Checksum;
 pub use key_check::{KeyCheck, KeyRefusal, column_family};
-pub use read::{LongReply, Pairs, Reader, Scan};
+pub use read::Reader;
+
+pub use super::pairs::{LongReply, Pairs};
+pub use super::range::Scan;
 
 /// Slots of the latch table.
 const LATCH_SLOTS: usize = 2048;
@@ -199,7 +203,7 @@ impl Raw {
         let mut write = WriteSet::with_capacity(bytes);
         for (i, (key, value)) in pairs.iter().enumerate() {
             self.keys.key(key)?;
-            read::in_region(&region, key)?;
+            range::in_region(&region, key)?;
             let ttl = ttls.get(i).or(ttls.first()).copied().unwrap_or(0);
             write.put(Cf::Raw, key, &[value::Header::new(ttl, call.now).as_slice(), value]);
         }
@@ -215,7 +219,7 @@ impl Raw {
         let mut write = WriteSet::with_capacity(bytes);
         for key in keys {
             self.keys.key(key)?;
-            read::in_region(&region, key)?;
+            range::in_region(&region, key)?;
             write.delete(Cf::Raw, key);
         }
         Ok(write)
@@ -231,9 +235,9 @@ impl Raw {
         if !end.is_empty() && *start >= end {
             return Ok(write);
         }
-        read::in_region(&region, start)?;
+        range::in_region(&region, start)?;
         if !region.end.is_empty() && (end.is_empty() || end > region.end) {
-            return Err(read::not_in_region(&region, &end).into());
+            return Err(range::not_in_region(&region, &end).into());
         }
         write.delete_range(Cf::Raw, start, &end);
         Ok(write)
