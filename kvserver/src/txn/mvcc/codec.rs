@@ -18,6 +18,23 @@ pub fn put_bytes(buf: &mut Vec<u8>, bytes: &[u8]) {
     buf.put_slice(bytes);
 }
 
+/// Reads a number and gives what follows it; `None` when there is none.
+pub fn peek_u64(stored: &[u8]) -> Option<(u64, &[u8])> {
+    let (mut n, mut shift) = (0u64, 0u32);
+    for (at, byte) in stored.iter().enumerate() {
+        let bits = u64::from(byte & 0x7f);
+        if shift > 63 || (shift == 63 && bits > 1) {
+            return None;
+        }
+        n |= bits << shift;
+        shift += 7;
+        if byte & 0x80 == 0 {
+            return Some((n, &stored[at + 1..]));
+        }
+    }
+    None
+}
+
 /// Takes records apart. `None` everywhere means that the record is damaged.
 pub struct Input(pub Bytes);
 
@@ -31,20 +48,8 @@ impl Input {
 
     /// A number.
     pub fn u64(&mut self) -> Option<u64> {
-        let (mut n, mut shift, mut used) = (0u64, 0u32, 0usize);
-        loop {
-            let byte = *self.0.get(used)?;
-            used += 1;
-            let bits = u64::from(byte & 0x7f);
-            if shift > 63 || (shift == 63 && bits > 1) {
-                return None;
-            }
-            n |= bits << shift;
-            shift += 7;
-            if byte & 0x80 == 0 {
-                break;
-            }
-        }
+        let (n, rest) = peek_u64(&self.0)?;
+        let used = self.0.len() - rest.len();
         let _ = self.0.split_to(used);
         Some(n)
     }

@@ -39,15 +39,21 @@ impl Key {
 
     /// The key in `write` (with a commit timestamp) or `default` (with a start timestamp).
     pub fn at(&mut self, ts: u64) -> &[u8] {
-        let ts_at = self.buf.len() - TS_LEN;
-        self.buf[ts_at..].copy_from_slice(&(!ts).to_be_bytes());
-        &self.buf
+        set_ts(&mut self.buf, ts)
     }
 
     /// The same for keys that cannot be changed; allocates.
     pub fn with_ts(&self, ts: u64) -> Vec<u8> {
         with_ts(self.encoded(), ts)
     }
+}
+
+/// Puts a timestamp into the room for it at the end of `buf`, and gives the whole.
+pub fn set_ts(buf: &mut [u8], ts: u64) -> &[u8] {
+    if let Some(room) = buf.last_chunk_mut::<TS_LEN>() {
+        *room = (!ts).to_be_bytes();
+    }
+    buf
 }
 
 /// A key of `write` or `default` from an encoded user key and a timestamp.

@@ -5,8 +5,9 @@
 //! what the flags announce: short value, secondary keys.
 
 use bytes::Bytes;
+use kvproto::ts::Timestamp;
 
-use super::codec::{Input, put_bytes, put_u64};
+use super::codec::{self, Input, put_bytes, put_u64};
 use super::write::WriteKind;
 use crate::engine::EngineError;
 
@@ -94,6 +95,21 @@ impl Lock {
 
     pub fn is_async_commit(&self) -> bool {
         self.secondaries.is_some()
+    }
+
+    /// True when the transaction has not been heard of for longer than its time to live, by the wall time of
+    /// `current_ts`. [`u64::MAX`] is past every lock's life.
+    pub fn is_expired(&self, current_ts: u64) -> bool {
+        let until = Timestamp::new(self.start_ts).physical_ms().saturating_add(self.ttl);
+        current_ts == u64::MAX || until < Timestamp::new(current_ts).physical_ms()
+    }
+
+    /// Kind and start timestamp of a stored lock alone, without looking at the rest or copying: for walks over many
+    /// locks.
+    pub fn peek(stored: &[u8]) -> Option<(LockKind, u64)> {
+        let (&[format, kind, _flags], rest) = stored.split_first_chunk::<3>()?;
+        let kind = LockKind::from_u8(kind).filter(|_| format == FORMAT)?;
+        Some((kind, codec::peek_u64(rest)?.0))
     }
 
     /// The stored form.
@@ -196,8 +212,18 @@ mod tests {
     fn locks_read_back() {
         let bare = Lock::new(LockKind::Pessimistic, 5, Bytes::new(), 0);
         for lock in [bare.clone(), full(), Lock { secondaries: Some(vec![]), ..bare }] {
+            assert_eq!(Lock::peek(&lock.encode()), Some((lock.kind, lock.start_ts)));
             assert_eq!(Lock::decode(lock.encode().into()).unwrap(), lock);
         }
+    }
+
+    #[test]
+    fn a_lock_expires_after_its_time_to_live_and_at_the_end_of_time() {
+        let at = |ms: u64| ms << kvproto::ts::LOGICAL_BITS;
+        let lock = Lock::new(LockKind::Put, at(1_000) + 5, "p".into(), 100);
+        assert!(!lock.is_expired(0) && !lock.is_expired(at(1_100) + 7) && lock.is_expired(at(1_101)));
+        let immortal = Lock { ttl: u64::MAX, ..lock };
+        assert!(!immortal.is_expired(u64::MAX - 1) && immortal.is_expired(u64::MAX));
     }
 
     #[test]
@@ -207,7 +233,7 @@ mod tests {
             assert!(Lock::decode(Bytes::copy_from_slice(&good[..n])).is_err(), "{n} bytes");
             let mut bad = good.clone();
             bad[n] ^= 0xff;
-            let _ = Lock::decode(bad.into());
+            let (_, _) = (Lock::peek(&bad), Lock::decode(bad.into()));
         }
         let mut newer = good;
         newer[0] = 9;

@@ -8,14 +8,20 @@
 pub mod codec;
 pub mod key;
 pub mod lock;
+pub mod point_get;
 pub mod reader;
+pub mod rules;
+pub mod scan;
 pub mod value;
 pub mod write;
 
 pub use key::Key;
 pub use lock::{Lock, LockKind};
+pub use point_get::{BatchEntry, Found, batch_get, point_get};
 pub use reader::{CommitRecord, Reader, Version};
-pub use write::{Write, WriteKind};
+pub use rules::{Isolation, ReadRules, Sight};
+pub use scan::{Scanned, scan};
+pub use write::{Write, WriteKind, WriteRef};
 
 /// Values up to this many bytes stand inside lock and write records; longer ones go to the family `default`.
 pub const SHORT_VALUE_MAX: usize = 255;

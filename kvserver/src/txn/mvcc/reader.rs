@@ -10,7 +10,7 @@ use bytes::Bytes;
 use super::key::{self, Key};
 use super::lock::Lock;
 use super::value::{self, Record};
-use super::write::{Write, WriteKind};
+use super::write::{Write, WriteKind, WriteRef};
 use crate::engine::{Cf, EngineError, Iter, IterOptions, ReadTier, Snapshot};
 
 /// A committed version of a key, or the trace of a transaction that changed nothing.
@@ -75,17 +75,23 @@ impl<'a> Reader<'a> {
         here(&**writes, key)
     }
 
-    /// The newest version with data at or before `ts`: a put or a delete.
+    /// The newest version with data at or before `ts`: a put or a delete. Copies no record but that one.
     pub fn version(&mut self, key: &mut Key, ts: u64) -> Result<Option<Version>, EngineError> {
-        let mut found = self.seek_write(key, ts)?;
-        while let Some(version) = found {
-            found = match version.write.kind {
-                WriteKind::Put | WriteKind::Delete => return Ok(Some(version)),
-                WriteKind::Lock if version.write.last_change_ts > 0 => {
-                    self.seek_write(key, version.write.last_change_ts)?
+        let writes = self.writes()?;
+        writes.seek(key.at(ts));
+        while let Some(commit_ts) = commit_ts_here(&**writes, key)? {
+            let write = WriteRef::parse(writes.value())?;
+            match write.kind {
+                WriteKind::Put | WriteKind::Delete => {
+                    let write = Write::decode(Bytes::copy_from_slice(writes.value()))?;
+                    return Ok(Some(Version { commit_ts, write }));
                 }
-                WriteKind::Lock | WriteKind::Rollback => self.next_write(key)?,
-            };
+                WriteKind::Lock if write.last_change_ts > 0 => {
+                    let data_ts = write.last_change_ts;
+                    writes.seek(key.at(data_ts));
+                }
+                WriteKind::Lock | WriteKind::Rollback => writes.next(),
+            }
         }
         Ok(None)
     }
@@ -109,32 +115,48 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// How the transaction of `start_ts` ended on this key.
+    /// How the transaction of `start_ts` ended on this key. Walks over everything newer, without copying it.
     pub fn commit_record(&mut self, key: &mut Key, start_ts: u64) -> Result<CommitRecord, EngineError> {
-        let mut found = self.seek_write(key, u64::MAX)?;
-        while let Some(Version { commit_ts, write }) = found {
+        let writes = self.writes()?;
+        writes.seek(key.at(u64::MAX));
+        while let Some(commit_ts) = commit_ts_here(&**writes, key)? {
             if commit_ts < start_ts {
                 break;
             }
+            let write = WriteRef::parse(writes.value())?;
             if write.start_ts == start_ts {
                 return Ok(match write.kind {
                     WriteKind::Rollback => CommitRecord::RolledBack,
                     kind => CommitRecord::Committed { commit_ts, kind },
                 });
             }
-            if commit_ts == start_ts && self.has_rollback_note(key, start_ts)? {
-                return Ok(CommitRecord::RolledBack);
+            if commit_ts == start_ts {
+                return self.rollback_note(key, start_ts);
             }
-            found = self.next_write(key)?;
+            writes.next();
         }
         Ok(CommitRecord::None)
     }
 
-    /// True when the transaction of `start_ts` was rolled back on this key, and the place of the record is taken by
-    /// another transaction that committed at this very timestamp.
-    fn has_rollback_note(&self, key: &mut Key, start_ts: u64) -> Result<bool, EngineError> {
+    /// True when the transaction of `start_ts` was rolled back on this key. Looks at that timestamp alone.
+    pub fn is_rolled_back(&mut self, key: &mut Key, start_ts: u64) -> Result<bool, EngineError> {
+        match self.seek_write(key, start_ts)? {
+            Some(Version { commit_ts, write }) if commit_ts == start_ts => {
+                let own = write.kind == WriteKind::Rollback && write.start_ts == start_ts;
+                Ok(own || self.rollback_note(key, start_ts)? == CommitRecord::RolledBack)
+            }
+            _ => Ok(false),
+        }
+    }
+
+    /// Whether there is a note in `default` that the transaction of `start_ts` was rolled back: the place of its record
+    /// is taken by another transaction that committed at this very timestamp.
+    fn rollback_note(&self, key: &mut Key, start_ts: u64) -> Result<CommitRecord, EngineError> {
         let stored = self.snapshot.get(Cf::Default, key.at(start_ts), self.tier)?;
-        Ok(matches!(stored.map(value::decode).transpose()?, Some(Record::RolledBack)))
+        Ok(match stored.map(value::decode).transpose()? {
+            Some(Record::RolledBack) => CommitRecord::RolledBack,
+            _ => CommitRecord::None,
+        })
     }
 
     fn writes(&mut self) -> Result<&mut Box<dyn Iter>, EngineError> {
@@ -150,15 +172,19 @@ impl<'a> Reader<'a> {
 
 /// The record under the cursor, if it is one of `key`.
 fn here(writes: &dyn Iter, key: &Key) -> Result<Option<Version>, EngineError> {
+    let Some(commit_ts) = commit_ts_here(writes, key)? else { return Ok(None) };
+    let write = Write::decode(Bytes::copy_from_slice(writes.value()))?;
+    Ok(Some(Version { commit_ts, write }))
+}
+
+/// The timestamp of the record under the cursor, if it is one of `key`.
+fn commit_ts_here(writes: &dyn Iter, key: &Key) -> Result<Option<u64>, EngineError> {
     if !writes.valid() {
         writes.status()?;
         return Ok(None);
     }
     match key::split(writes.key()) {
-        Some((encoded, commit_ts)) if encoded == key.encoded() => {
-            let write = Write::decode(Bytes::copy_from_slice(writes.value()))?;
-            Ok(Some(Version { commit_ts, write }))
-        }
+        Some((encoded, commit_ts)) if encoded == key.encoded() => Ok(Some(commit_ts)),
         _ => Ok(None),
     }
 }

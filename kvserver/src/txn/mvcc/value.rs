@@ -33,6 +33,11 @@ pub fn decode(mut stored: Bytes) -> Result<Record, EngineError> {
     }
 }
 
+/// The value in a record, where it lies; `None` when it holds none.
+pub fn peek(stored: &[u8]) -> Option<&[u8]> {
+    stored.split_first().filter(|(first, _)| **first == VALUE).map(|(_, value)| value)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -41,6 +46,7 @@ mod tests {
     fn values_and_notes_are_told_apart() {
         assert_eq!(decode(Bytes::from_static(b"\x01abc")).unwrap(), Record::Value("abc".into()));
         assert_eq!(decode(Bytes::from_static(b"\x02")).unwrap(), Record::RolledBack);
+        assert_eq!((peek(b"\x01abc"), peek(b"\x02"), peek(b"")), (Some(&b"abc"[..]), None, None));
         for bad in [&b""[..], b"\x03x", b"\x02x"] {
             assert!(decode(Bytes::copy_from_slice(bad)).is_err(), "{bad:?}");
         }

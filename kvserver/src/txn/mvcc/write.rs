@@ -6,7 +6,7 @@
 
 use bytes::Bytes;
 
-use super::codec::{Input, put_u64};
+use super::codec::{self, put_u64};
 use crate::engine::EngineError;
 
 /// The format this build writes.
@@ -73,6 +73,31 @@ impl Write {
 
     /// Reads a stored record; shares its memory.
     pub fn decode(stored: Bytes) -> Result<Write, EngineError> {
+        let WriteRef { kind, start_ts, last_change_ts, short_value } = WriteRef::parse(&stored)?;
+        let short_value = short_value.map(|value| stored.slice_ref(value));
+        Ok(Write { kind, start_ts, last_change_ts, short_value })
+    }
+
+    /// Kind and start timestamp alone, without looking at the rest or copying: for walks over many records.
+    pub fn peek(stored: &[u8]) -> Option<(WriteKind, u64)> {
+        let (&[format, kind], rest) = stored.split_first_chunk::<2>()?;
+        let kind = WriteKind::from_u8(kind).filter(|_| format == FORMAT)?;
+        Some((kind, codec::peek_u64(rest)?.0))
+    }
+}
+
+/// A stored write record, read where it lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WriteRef<'a> {
+    pub kind: WriteKind,
+    pub start_ts: u64,
+    pub last_change_ts: u64,
+    pub short_value: Option<&'a [u8]>,
+}
+
+impl<'a> WriteRef<'a> {
+    /// Reads a stored record.
+    pub fn parse(stored: &'a [u8]) -> Result<WriteRef<'a>, EngineError> {
         match stored.first() {
             Some(&FORMAT) => {}
             Some(format) => {
@@ -82,38 +107,21 @@ impl Write {
             }
             None => return Err(EngineError::Corrupt("an empty write record".into())),
         }
-        Write::read(stored).ok_or_else(|| EngineError::Corrupt("a write record that cannot be read".into()))
+        WriteRef::read(&stored[1..])
+            .ok_or_else(|| EngineError::Corrupt("a write record that cannot be read".into()))
     }
 
-    fn read(stored: Bytes) -> Option<Write> {
-        let mut input = Input(stored);
-        let _format = input.u8()?;
-        let kind = WriteKind::from_u8(input.u8()?)?;
-        let (start_ts, last_change_ts) = (input.u64()?, input.u64()?);
-        let short_value = match input.u8()? {
-            0 => {
-                input.end()?;
-                None
-            }
-            1 => Some(input.0),
+    fn read(stored: &'a [u8]) -> Option<WriteRef<'a>> {
+        let (&kind, rest) = stored.split_first()?;
+        let kind = WriteKind::from_u8(kind)?;
+        let (start_ts, rest) = codec::peek_u64(rest)?;
+        let (last_change_ts, rest) = codec::peek_u64(rest)?;
+        let short_value = match rest.split_first()? {
+            (0, []) => None,
+            (1, value) => Some(value),
             _ => return None,
         };
-        Some(Write { kind, start_ts, last_change_ts, short_value })
-    }
-
-    /// Kind and start timestamp alone, without looking at the rest or copying: for walks over many records.
-    pub fn peek(stored: &[u8]) -> Option<(WriteKind, u64)> {
-        let (&[format, kind], rest) = stored.split_first_chunk::<2>()?;
-        let kind = WriteKind::from_u8(kind).filter(|_| format == FORMAT)?;
-        let (mut n, mut shift) = (0u64, 0);
-        for byte in rest.iter().take(10) {
-            n |= u64::from(byte & 0x7f).checked_shl(shift)?;
-            shift += 7;
-            if byte & 0x80 == 0 {
-                return Some((kind, n));
-            }
-        }
-        None
+        Some(WriteRef { kind, start_ts, last_change_ts, short_value })
     }
 }
 
