@@ -12,13 +12,21 @@ use super::mvcc::Reader;
 use crate::raftstore::message::WriteSet;
 use std::sync::Arc;
 
+pub mod acquire_pessimistic_lock;
 pub mod changes;
+pub mod check_txn_status;
+pub mod cleanup;
 pub mod commit;
 pub mod prewrite;
+pub mod rollback;
 
+pub use acquire_pessimistic_lock::{AcquirePessimisticLock, Acquired, Claim, ClaimedKey};
 pub use changes::Changes;
+pub use check_txn_status::{CheckTxnStatus, CheckedTxn, StatusAction, TxnStatus};
+pub use cleanup::Cleanup;
 pub use commit::Commit;
 pub use prewrite::{Mutation, MutationOp, PessimisticAction, Prewrite, Prewritten};
+pub use rollback::Rollback;
 
 /// What a command has at hand.
 pub struct Cx<'a> {

@@ -139,7 +139,11 @@ impl Prewrite {
             return Err(self.claim_lost(m));
         }
         let mut last_change_ts = 0;
-        if claim.is_none() {
+        if let Some(claim) = &claim {
+            // Nobody has written since the claim, which may be newer than the request knows.
+            last_change_ts = claim.last_change_ts;
+            out.floor = out.floor.max(claim.for_update_ts + 1);
+        } else {
             match self.check_versions(cx, m, &mut key, must_own, out)? {
                 Some(change) => last_change_ts = change,
                 None => return Ok(()),
