@@ -142,7 +142,7 @@ impl Prewrite {
         if let Some(claim) = &claim {
             // Nobody has written since the claim, which may be newer than the request knows.
             last_change_ts = claim.last_change_ts;
-            out.floor = out.floor.max(claim.for_update_ts + 1);
+            out.floor = out.floor.max(claim.for_update_ts.saturating_add(1));
         } else {
             match self.check_versions(cx, m, &mut key, must_own, out)? {
                 Some(change) => last_change_ts = change,
@@ -185,7 +185,7 @@ impl Prewrite {
             return Err(self.claim_lost(m));
         }
         let Some(newest) = newest else { return Ok(Some(0)) };
-        out.floor = out.floor.max(newest.commit_ts + 1);
+        out.floor = out.floor.max(newest.commit_ts.saturating_add(1));
         let free = match self.is_pessimistic() {
             true => m.pessimistic == PessimisticAction::Skip,
             false => self.skip_constraint_check,
@@ -274,7 +274,7 @@ impl Prewrite {
             (passed.mutation.key.clone(), lock)
         };
         let guard = cx.max_ts.lock(checked.passed.iter().map(bare));
-        let least = [cx.max_ts.get(), self.start_ts, self.for_update_ts].into_iter().max().unwrap_or(0) + 1;
+        let least = cx.max_ts.get().max(self.start_ts).max(self.for_update_ts).saturating_add(1);
         let ts = least.max(self.min_commit_ts).max(checked.floor).max(checked.locked_before.unwrap_or(0));
         if self.max_commit_ts > 0 && ts > self.max_commit_ts {
             return None;
