@@ -9,7 +9,7 @@
 
 use bytes::Bytes;
 
-use super::{Changes, Command, Cx, Done};
+use super::{Changes, Command, Cx, Done, newest};
 use crate::txn::error::{Conflict, ConflictReason, TxnError, TxnResult};
 use crate::txn::mvcc::{CommitRecord, Key, Lock, LockKind, Version, WriteKind};
 
@@ -67,7 +67,12 @@ impl Command for AcquirePessimisticLock {
         self.claims.iter().map(|claim| claim.key.clone()).collect()
     }
 
+    fn newest_ts(&self) -> u64 {
+        newest([self.start_ts, self.for_update_ts, self.min_commit_ts])
+    }
+
     fn process(&self, cx: &mut Cx<'_>) -> TxnResult<Done<Acquired>> {
+        super::check_start_ts(self.start_ts)?;
         if self.for_update_ts < self.start_ts {
             let Self { start_ts, for_update_ts, .. } = self;
             let text =

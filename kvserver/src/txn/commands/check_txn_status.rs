@@ -7,7 +7,7 @@
 
 use bytes::Bytes;
 
-use super::{Changes, Command, Cx, Done};
+use super::{Changes, Command, Cx, Done, newest};
 use crate::txn::error::{LockInfo, TxnError, TxnResult};
 use crate::txn::mvcc::{CommitRecord, Key, Lock};
 
@@ -79,7 +79,12 @@ impl Command for CheckTxnStatus {
         vec![self.primary.clone()]
     }
 
+    fn newest_ts(&self) -> u64 {
+        newest([self.start_ts, self.caller_start_ts, self.current_ts])
+    }
+
     fn process(&self, cx: &mut Cx<'_>) -> Checked {
+        super::check_start_ts(self.start_ts)?;
         let mut key = Key::new(self.primary.clone());
         let mut changes = Changes::with_capacity(2 * self.primary.len() + 128);
         let Some(lock) = cx.reader.lock(&key)?.filter(|lock| lock.start_ts == self.start_ts) else {

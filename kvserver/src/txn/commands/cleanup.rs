@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::rollback::roll_back_key;
-use super::{Changes, Command, Cx, Done};
+use super::{Changes, Command, Cx, Done, newest};
 use crate::txn::error::{TxnError, TxnResult};
 use crate::txn::mvcc::Key;
 
@@ -24,8 +24,13 @@ impl Command for Cleanup {
         vec![self.key.clone()]
     }
 
+    fn newest_ts(&self) -> u64 {
+        newest([self.start_ts, self.current_ts])
+    }
+
     /// [`TxnError::Locked`] when the transaction may be alive, [`TxnError::Committed`] when it has committed.
     fn process(&self, cx: &mut Cx<'_>) -> TxnResult<Done<()>> {
+        super::check_start_ts(self.start_ts)?;
         let mut key = Key::new(self.key.clone());
         let alive = |start_ts: u64| start_ts == self.start_ts && self.current_ts > 0;
         if let Some(lock) = cx.reader.lock(&key)?

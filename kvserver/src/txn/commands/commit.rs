@@ -31,10 +31,7 @@ impl Command for Commit {
 
     fn process(&self, cx: &mut Cx<'_>) -> TxnResult<Done<u64>> {
         let Commit { start_ts, commit_ts, .. } = *self;
-        if commit_ts <= start_ts {
-            let text = format!("commit timestamp {commit_ts} is not after the start timestamp {start_ts}");
-            return Err(TxnError::Invalid(text));
-        }
+        super::check_commit_ts(start_ts, commit_ts)?;
         let bytes = self.keys.iter().map(|key| 2 * key.len() + 64).sum();
         let mut changes = Changes::with_capacity(bytes);
         for key in &self.keys {

@@ -6,7 +6,7 @@
 
 use bytes::Bytes;
 
-use super::error::TxnResult;
+use super::error::{TxnError, TxnResult};
 use super::max_ts::{MaxTs, MemoryGuard};
 use super::mvcc::Reader;
 use crate::raftstore::message::WriteSet;
@@ -69,6 +69,30 @@ impl<A> Done<A> {
     pub fn with(changes: Changes, answer: A) -> Done<A> {
         Done { write: changes.write, answer, released: changes.released, memory: None }
     }
+}
+
+/// Refuses a start timestamp that the oracle never hands out: a record under the last one would be newer than everything.
+pub fn check_start_ts(start_ts: u64) -> TxnResult<()> {
+    match start_ts {
+        0 | u64::MAX => {
+            Err(TxnError::Invalid(format!("{start_ts} is no start timestamp; take it from the scheduler")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Refuses a commit timestamp that is none for a transaction of `start_ts`.
+pub fn check_commit_ts(start_ts: u64, commit_ts: u64) -> TxnResult<()> {
+    if start_ts < commit_ts && commit_ts < u64::MAX {
+        return Ok(());
+    }
+    let text = format!("{commit_ts} is no commit timestamp after the start timestamp {start_ts}");
+    Err(TxnError::Invalid(text))
+}
+
+/// The largest of some timestamps, apart from [`u64::MAX`], which has a meaning of its own.
+fn newest<const N: usize>(timestamps: [u64; N]) -> u64 {
+    timestamps.into_iter().filter(|ts| *ts != u64::MAX).max().unwrap_or(0)
 }
 
 /// See the file's head.

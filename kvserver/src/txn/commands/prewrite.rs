@@ -138,17 +138,17 @@ impl Prewrite {
         {
             return Err(self.claim_lost(m));
         }
-        let mut last_change_ts = 0;
-        if let Some(claim) = &claim {
-            // Nobody has written since the claim, which may be newer than the request knows.
-            last_change_ts = claim.last_change_ts;
-            out.floor = out.floor.max(claim.for_update_ts.saturating_add(1));
-        } else {
-            match self.check_versions(cx, m, &mut key, must_own, out)? {
-                Some(change) => last_change_ts = change,
-                None => return Ok(()),
+        let last_change_ts = match &claim {
+            Some(claim) => {
+                // Nobody has written since the claim, which may be newer than the request knows.
+                out.floor = out.floor.max(claim.for_update_ts.saturating_add(1));
+                claim.last_change_ts
             }
-        }
+            None => match self.check_versions(cx, m, &mut key, must_own, out)? {
+                Some(last_change_ts) => last_change_ts,
+                None => return Ok(()),
+            },
+        };
         self.check_existence(cx, m, &mut key)?;
         if m.op != MutationOp::CheckNotExists {
             out.passed.push(Passed { mutation: m, key, claim, last_change_ts });
@@ -341,6 +341,7 @@ impl Command for Prewrite {
     }
 
     fn process(&self, cx: &mut Cx<'_>) -> TxnResult<Done<Prewritten>> {
+        super::check_start_ts(self.start_ts)?;
         let mut checked = Checked::default();
         for m in &self.mutations {
             self.check(cx, m, &mut checked)?;

@@ -23,7 +23,12 @@ impl Command for Rollback {
         self.keys.clone()
     }
 
+    fn newest_ts(&self) -> u64 {
+        self.start_ts
+    }
+
     fn process(&self, cx: &mut Cx<'_>) -> TxnResult<Done<()>> {
+        super::check_start_ts(self.start_ts)?;
         let bytes = self.keys.iter().map(|key| 2 * key.len() + 64).sum();
         let mut changes = Changes::with_capacity(bytes);
         for key in &self.keys {

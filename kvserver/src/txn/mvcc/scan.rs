@@ -141,7 +141,7 @@ impl<'a> Scanner<'a> {
         let (lower, upper) = encoded_bounds(&lower, &upper);
         let open = |cf| -> Result<Box<dyn Iter>, EngineError> {
             let options =
-                IterOptions { lower: lower.clone(), upper: upper.clone(), tier, no_fill_cache: false };
+                IterOptions { lower: lower.clone(), upper: upper.clone(), tier, ..Default::default() };
             let mut iter = at.snapshot.iter(cf, options)?;
             if scan.reverse {
                 iter.seek_to_last()
