@@ -29,6 +29,11 @@ impl Changes {
         self.write.put(Cf::Lock, key.encoded(), &[&lock.encode()]);
     }
 
+    /// Replaces a lock by one that is hardly larger, also on a store that is short of room.
+    pub fn renew_lock(&mut self, key: &Key, lock: &Lock) {
+        self.write.put_small(Cf::Lock, key.encoded(), &[&lock.encode()]);
+    }
+
     /// Removes a lock. `commit_ts` is 0 when its transaction does not commit here.
     pub fn remove_lock(&mut self, key: &Key, lock: &Lock, commit_ts: u64) {
         self.write.delete(Cf::Lock, key.encoded());

@@ -120,7 +120,7 @@ impl CheckTxnStatus {
         let caller = self.caller_start_ts;
         if lock.min_commit_ts > 0 && caller != u64::MAX && caller >= lock.min_commit_ts {
             lock.min_commit_ts = (caller + 1).max(self.current_ts);
-            changes.put_lock(key, &lock);
+            changes.renew_lock(key, &lock);
         }
         // A read of the latest data passes by itself once it knows that nothing is committed.
         let passes = caller == u64::MAX || (caller > 0 && lock.min_commit_ts > caller);

@@ -14,19 +14,29 @@ use std::sync::Arc;
 
 pub mod acquire_pessimistic_lock;
 pub mod changes;
+pub mod check_secondary_locks;
 pub mod check_txn_status;
 pub mod cleanup;
 pub mod commit;
+pub mod delete_range;
+pub mod pessimistic_rollback;
 pub mod prewrite;
+pub mod resolve_lock;
 pub mod rollback;
+pub mod txn_heart_beat;
 
 pub use acquire_pessimistic_lock::{AcquirePessimisticLock, Acquired, Claim, ClaimedKey};
 pub use changes::Changes;
+pub use check_secondary_locks::{CheckSecondaryLocks, SecondaryLocks};
 pub use check_txn_status::{CheckTxnStatus, CheckedTxn, StatusAction, TxnStatus};
 pub use cleanup::Cleanup;
 pub use commit::Commit;
+pub use delete_range::delete_range;
+pub use pessimistic_rollback::PessimisticRollback;
 pub use prewrite::{Mutation, MutationOp, PessimisticAction, Prewrite, Prewritten};
+pub use resolve_lock::{Fates, RESOLVE_KEYS_MAX, ResolveLock};
 pub use rollback::Rollback;
+pub use txn_heart_beat::TxnHeartBeat;
 
 /// What a command has at hand.
 pub struct Cx<'a> {

@@ -6,12 +6,14 @@
 //! decides.
 
 pub mod codec;
+pub mod inspect;
 pub mod key;
 pub mod lock;
 pub mod point_get;
 pub mod reader;
 pub mod rules;
 pub mod scan;
+pub mod scan_lock;
 pub mod value;
 pub mod write;
 
@@ -21,6 +23,7 @@ pub use point_get::{BatchEntry, Found, batch_get, point_get};
 pub use reader::{CommitRecord, Reader, Version};
 pub use rules::{Isolation, ReadRules, Sight};
 pub use scan::{Scanned, scan};
+pub use scan_lock::{LockKeys, lock_keys, scan_lock};
 pub use write::{Write, WriteKind, WriteRef};
 
 /// Values up to this many bytes stand inside lock and write records; longer ones go to the family `default`.
