@@ -115,6 +115,11 @@ pub enum TxnError {
 }
 
 impl TxnError {
+    /// The answer takes a disk.
+    pub fn is_not_cached(&self) -> bool {
+        matches!(self, TxnError::Engine(EngineError::NotCached))
+    }
+
     /// One lock is in the way.
     pub fn locked(key: Bytes, lock: Lock) -> TxnError {
         TxnError::Locked(vec![LockInfo { key, lock }])

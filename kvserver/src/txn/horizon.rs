@@ -42,13 +42,18 @@ impl Horizon {
         Timestamp::new(known).physical_ms() + passed / 1_000_000
     }
 
-    /// Refuses a timestamp that the oracle has not handed out. [`u64::MAX`] means "the latest" and always passes.
-    pub async fn check(&self, ts: u64, oracle: &dyn Oracle, timer: &dyn Timer) -> TxnResult<()> {
+    /// True when the oracle need not be asked about a timestamp.
+    pub fn covers(&self, ts: u64, timer: &dyn Timer) -> bool {
         if ts == u64::MAX || ts <= self.known.load(Ordering::Acquire) {
-            return Ok(());
+            return true;
         }
         let seen = self.physical_ms(timer);
-        if seen > 0 && Timestamp::new(ts).physical_ms() <= seen + SLACK_MS {
+        seen > 0 && Timestamp::new(ts).physical_ms() <= seen + SLACK_MS
+    }
+
+    /// Refuses a timestamp that the oracle has not handed out. [`u64::MAX`] means "the latest" and always passes.
+    pub async fn check(&self, ts: u64, oracle: &dyn Oracle, timer: &dyn Timer) -> TxnResult<()> {
+        if self.covers(ts, timer) {
             return Ok(());
         }
         let now = oracle.timestamp().await.map_err(|cause| {

@@ -17,4 +17,5 @@ pub mod mvcc;
 pub mod pairs;
 pub mod range;
 pub mod raw;
+pub mod reads;
 pub mod scheduler;

@@ -20,6 +20,7 @@ use crate::raftstore::message::write_set::{self, Entry};
 use crate::raftstore::meta::region_view::RegionMeta;
 use crate::txn::commands::{Commit, Mutation, MutationOp, PessimisticAction, Prewrite, Prewritten};
 use crate::txn::deadlock::LocalDetector;
+use crate::txn::mvcc::rules::ReadRules;
 
 const REGION: u64 = 7;
 
@@ -241,6 +242,27 @@ fn a_reader_waits_for_a_commit_that_is_on_its_way() {
     now(reader).unwrap();
     assert!(b.has(Cf::Write, "k", Some(101)));
     assert_eq!(now(writer).unwrap().one_pc_commit_ts, 101);
+}
+
+#[test]
+fn what_needs_no_waiting_is_answered_at_once() {
+    let b = bench(100);
+    let get = |key: &'static str, ts| b.txn.get_now(&b.call(), &key.into(), &ReadRules::at(ts));
+    assert!(get("k", 50).is_none(), "nobody has asked the oracle yet");
+    now(b.run(one_phase("k", 10))).unwrap();
+    assert_eq!(get("k", 100).unwrap().unwrap(), None);
+    let found = get("k", u64::MAX).unwrap().unwrap().unwrap();
+    assert_eq!((&found.value[..], found.commit_ts), (&b"v"[..], 101));
+    b.store.hold.store(true, Ordering::SeqCst);
+    b.world.ts.store(300, Ordering::SeqCst);
+    now(b.reader("other", 250)).unwrap();
+    let mut writer = b.run(one_phase("k", 150));
+    assert!((&mut writer).now_or_never().is_none());
+    assert_eq!(get("k", 250).unwrap().unwrap().unwrap().commit_ts, 101);
+    assert!(get("k", 300).is_none(), "the commit on its way lies below");
+    assert!(get("other", 300).unwrap().unwrap().is_none());
+    b.store.release();
+    assert_eq!(get("k", 300).unwrap().unwrap().unwrap().commit_ts, 251);
 }
 
 #[test]
