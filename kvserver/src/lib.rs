@@ -10,6 +10,7 @@ pub mod engine;
 pub mod error;
 pub mod metrics;
 pub mod raftstore;
+pub mod safe_points;
 pub mod server;
 pub mod storage;
 pub mod txn;

@@ -39,6 +39,8 @@ struct State {
     /// The data after each write that is not durable yet, oldest first; the last equals `now`.
     unsynced: VecDeque<Families>,
     files: BTreeMap<PathBuf, SortedContent>,
+    /// How often files were taken in.
+    ingested: u64,
 }
 
 impl MemEngine {
@@ -142,6 +144,7 @@ impl Engine for MemEngine {
 
     fn ingest(&self, cf: Cf, path: &Path) -> Result<()> {
         let mut state = self.state.lock();
+        state.ingested += 1;
         let Some(content) = state.files.remove(path) else {
             return Err(EngineError::Io(format!("{}: no such sorted file", path.display())));
         };
@@ -150,6 +153,19 @@ impl Engine for MemEngine {
         }
         state.sync();
         Ok(())
+    }
+
+    fn ingested(&self) -> u64 {
+        self.state.lock().ingested
+    }
+
+    fn write_unless_ingested(&self, batch: &WriteBatch, since: u64) -> Result<bool> {
+        // Nothing is taken in between: this engine has one user at a time, the simulator.
+        if self.ingested() != since {
+            return Ok(false);
+        }
+        self.write(batch, WriteOptions::default())?;
+        Ok(true)
     }
 
     fn clear_range(&self, cf: Cf, start: &[u8], end: &[u8]) -> Result<()> {

@@ -76,6 +76,15 @@ impl Engine for MirrorEngine {
         same(self.rocks.ingest(cf, path), self.mem.ingest(cf, path))
     }
 
+    fn ingested(&self) -> u64 {
+        self.rocks.ingested()
+    }
+
+    fn write_unless_ingested(&self, batch: &WriteBatch, since: u64) -> Result<bool> {
+        let (rocks, mem) = (&self.rocks, &self.mem);
+        same(rocks.write_unless_ingested(batch, since), mem.write_unless_ingested(batch, since))
+    }
+
     fn clear_range(&self, cf: Cf, start: &[u8], end: &[u8]) -> Result<()> {
         same(self.rocks.clear_range(cf, start, end), self.mem.clear_range(cf, start, end))
     }

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+pub mod filter;
 pub mod log_store;
 pub mod mem;
 mod mem_tree;
@@ -273,6 +274,11 @@ pub trait Engine: Send + Sync {
     fn write_sorted_file(&self, iter: &mut dyn Iter, path: &std::path::Path) -> Result<Option<SortedFile>>;
     /// Takes a sorted file in; the file is gone afterwards.
     fn ingest(&self, cf: Cf, path: &std::path::Path) -> Result<()>;
+    /// How often files were taken in so far.
+    fn ingested(&self) -> u64;
+    /// Applies the batch unless files were taken in since [`Engine::ingested`] gave `since`, which replaces what was
+    /// read meanwhile; says whether it did.
+    fn write_unless_ingested(&self, batch: &WriteBatch, since: u64) -> Result<bool>;
     /// Removes `[start, end)` for good and cheaply (whole files first); an empty `end` is open. Not atomic with
     /// other writes; durable when it returns.
     fn clear_range(&self, cf: Cf, start: &[u8], end: &[u8]) -> Result<()>;

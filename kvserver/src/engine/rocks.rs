@@ -11,12 +11,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use parking_lot::RwLock;
 use rocksdb::statistics::Ticker;
 use rocksdb::{
     Cache, ColumnFamily, ColumnFamilyDescriptor, DB, FlushOptions, IngestExternalFileOptions, Options, Range,
     ReadOptions, WriteBufferManager, properties,
 };
 
+use super::filter::FilterSource;
 use super::rocks_density::Densities;
 use super::rocks_open::{check_families, engine_error, open_error, read_error, write_error, write_options};
 use super::rocks_options::{self, EngineConfig};
@@ -66,6 +68,8 @@ pub(super) struct Inner {
     densities: Densities,
     path: PathBuf,
     mark: SyncedMark,
+    /// How often files were taken in; held for writing while one is.
+    ingested: RwLock<u64>,
     pub(super) watch: Watch,
     pub(super) db: DB,
 }
@@ -78,7 +82,19 @@ impl RocksEngine {
     /// database of this program or of a newer version, [`EngineError::Corrupt`] when files are damaged,
     /// [`EngineError::LostWrites`] when writes that were synced are gone.
     pub fn open(path: &Path, config: &EngineConfig) -> Result<RocksEngine> {
-        let shared = rocks_options::data_options(config);
+        RocksEngine::open_filtered(path, config, None)
+    }
+
+    /// The same with `filters`, which are asked what compactions may leave out.
+    ///
+    /// # Errors
+    /// Those of [`RocksEngine::open`].
+    pub fn open_filtered(
+        path: &Path,
+        config: &EngineConfig,
+        filters: Option<Arc<dyn FilterSource>>,
+    ) -> Result<RocksEngine> {
+        let shared = rocks_options::data_options(config, filters);
         let mut options = shared.db;
         options.create_missing_column_families(check_families(path, &options)?);
         let descriptors =
@@ -108,6 +124,7 @@ impl RocksEngine {
                 densities: Densities::default(),
                 path: path.to_path_buf(),
                 mark: SyncedMark::open(path, db.latest_sequence_number())?,
+                ingested: RwLock::default(),
                 watch: Watch::default(),
                 db,
             }),
@@ -265,10 +282,26 @@ impl Engine for RocksEngine {
         self.sync()?;
         let mut options = IngestExternalFileOptions::default();
         options.set_move_files(true);
+        let mut ingested = self.inner.ingested.write();
+        *ingested += 1;
         self.inner
             .db
             .ingest_external_file_cf_opts(self.inner.cf(cf), &options, vec![path])
             .map_err(engine_error)
+    }
+
+    fn ingested(&self) -> u64 {
+        *self.inner.ingested.read()
+    }
+
+    fn write_unless_ingested(&self, batch: &WriteBatch, since: u64) -> Result<bool> {
+        // Held over the write: no file comes in between.
+        let ingested = self.inner.ingested.read();
+        if *ingested != since {
+            return Ok(false);
+        }
+        self.write(batch, WriteOptions::default())?;
+        Ok(true)
     }
 
     fn clear_range(&self, cf: Cf, start: &[u8], end: &[u8]) -> Result<()> {
@@ -353,8 +386,18 @@ pub(super) fn directory_bytes(path: &Path) -> u64 {
 
 #[cfg(test)]
 impl RocksEngine {
+    /// Moves one family out of its memtable.
+    pub(crate) fn flush(&self, cf: Cf) {
+        self.inner.db.flush_cf(self.inner.cf(cf)).unwrap();
+    }
+
+    /// Compacts what lies in a range of one family, and no other files.
+    pub(crate) fn compact(&self, cf: Cf, start: &[u8], end: &[u8]) {
+        self.inner.db.compact_range_cf(self.inner.cf(cf), Some(start), Some(end));
+    }
+
     /// Moves everything out of the memtables and off level 0, where the other read paths are.
-    pub(super) fn flush_and_compact(&self) {
+    pub(crate) fn flush_and_compact(&self) {
         for cf in Cf::ALL {
             self.inner.db.flush_cf(self.inner.cf(cf)).unwrap();
             self.inner.db.compact_range_cf(self.inner.cf(cf), None::<&[u8]>, None::<&[u8]>);

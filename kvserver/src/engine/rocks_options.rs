@@ -7,6 +7,8 @@
 //! Threads: both databases of a store, and all stores of a process, use RocksDB's process-wide environment, so
 //! background threads do not multiply: its pools grow to the largest `max_background_jobs` anyone asked for.
 
+use std::sync::Arc;
+
 use rocksdb::{
     BlockBasedOptions, Cache, DBCompressionType, LogLevel, Options, SliceTransform, WriteBufferManager,
     statistics::StatsLevel,
@@ -14,6 +16,7 @@ use rocksdb::{
 use serde::{Deserialize, Serialize};
 
 use super::Cf;
+use super::filter::{Factory, FilterSource};
 
 /// Bytes of write-ahead log beyond which the oldest memtable is flushed. A family that is rarely written would
 /// otherwise keep every log file since its last flush.
@@ -71,7 +74,7 @@ pub(super) struct DataOptions {
 const LEVEL0_FILES: i32 = 8;
 
 /// Options for the database that holds the data.
-pub(super) fn data_options(config: &EngineConfig) -> DataOptions {
+pub(super) fn data_options(config: &EngineConfig, filters: Option<Arc<dyn FilterSource>>) -> DataOptions {
     // The lock-free cache; zero lets it find the usual block size itself.
     let cache = Cache::new_hyper_clock_cache(to_usize(config.block_cache_bytes), 0);
     // Memtables are charged to the cache: one limit for both. Stalling is left to the write triggers.
@@ -88,7 +91,15 @@ pub(super) fn data_options(config: &EngineConfig) -> DataOptions {
     db.enable_statistics();
     // Counters only: histograms and timers read the clock on every operation.
     db.set_statistics_level(StatsLevel::ExceptHistogramOrTimers);
-    let families = Cf::ALL.into_iter().map(|cf| (cf, family_options(config, cf, &cache))).collect();
+    let mut families: Vec<(Cf, Options)> =
+        Cf::ALL.into_iter().map(|cf| (cf, family_options(config, cf, &cache))).collect();
+    if let Some(source) = filters {
+        // A filter must see all of a key that a compaction has: one compaction must not be cut into several.
+        db.set_max_subcompactions(1);
+        for (cf, options) in families.iter_mut().filter(|(cf, _)| matches!(cf, Cf::Write | Cf::Default)) {
+            options.set_compaction_filter_factory(Factory { cf: *cf, source: source.clone() });
+        }
+    }
     DataOptions { db, families, cache, memtables }
 }
 

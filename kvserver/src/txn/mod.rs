@@ -8,6 +8,7 @@ pub mod commands;
 pub mod deadlock;
 pub mod edge;
 pub mod error;
+pub mod gc;
 pub mod horizon;
 pub mod key_check;
 pub mod latches;

@@ -1,0 +1,11 @@
+//! Garbage collection of old versions, and the cleaning of locks whose clients are gone.
+//!
+//! `filter` decides which records nobody needs, `compaction_filter` lets compactions leave them out, `walk` looks
+//! at what compactions do not reach, `worker` is the thread that removes things.
+
+pub mod compaction_filter;
+pub mod filter;
+pub mod walk;
+pub mod worker;
+
+pub use crate::safe_points::{SafePoints, TooOld};
