@@ -19,4 +19,5 @@ pub mod pairs;
 pub mod range;
 pub mod raw;
 pub mod reads;
+pub mod regions;
 pub mod scheduler;

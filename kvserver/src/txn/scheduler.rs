@@ -133,6 +133,22 @@ impl Txn {
     /// Carries a command out.
     pub async fn run<C: Command>(&self, call: &TxnCall, command: C) -> TxnResult<C::Answer> {
         let keys = self.check(call, &command).await?;
+        self.execute(call, command, keys).await
+    }
+
+    /// Carries out a command on keys that were found in the region: whose they are is not asked.
+    pub(super) async fn run_found<C: Command>(&self, call: &TxnCall, command: C) -> TxnResult<C::Answer> {
+        self.horizon.check(command.newest_ts(), &*self.oracle, &*self.timer).await?;
+        let keys = command.keys();
+        self.execute(call, command, keys).await
+    }
+
+    async fn execute<C: Command>(
+        &self,
+        call: &TxnCall,
+        command: C,
+        keys: Vec<Bytes>,
+    ) -> TxnResult<C::Answer> {
         let guard = self.latches.acquire(keys.iter().map(|key| &key[..])).await;
         let command = Arc::new(command);
         let (at, done) = self.decide(call, &keys, &command).await?;
