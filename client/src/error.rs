@@ -97,6 +97,11 @@ pub enum Error {
         /// From the cluster's configuration.
         cluster: &'static str,
     },
+    /// The cluster keeps raw keys only.
+    #[error(
+        "the cluster was bootstrapped with [storage] api = \"v1\" and keeps raw keys only; bootstrap one with api = \"v2\""
+    )]
+    NoTransactions,
     /// The deadline of the call has passed. A read or a refused write: nothing was changed.
     #[error("no answer within {after:?}{}", .last.as_ref().map(|e| format!("; last: {e}")).unwrap_or_default())]
     Timeout {
@@ -198,7 +203,7 @@ pub enum Error {
     TxnEnded(Timestamp),
     /// The snapshot is older than what the cluster keeps.
     #[error("timestamp {ts} is too old: {cause}; read at a newer one, or have garbage kept longer")]
-    GcTooEarly {
+    TooOld {
         /// The timestamp that was read at.
         ts: Timestamp,
         /// The store's words.
@@ -235,26 +240,21 @@ impl Error {
             | Error::ApiMismatch { .. }
             | Error::Undetermined { .. }
             | Error::Server(_)
+            | Error::NoTransactions
             | Error::AlreadyExists { .. }
             | Error::TxnEnded(_)
-            | Error::GcTooEarly { .. }
+            | Error::TooOld { .. }
             | Error::Protocol(_) => false,
         }
     }
 
-    /// True when the transaction met another one and wrote nothing: the same work may succeed in a new transaction.
+    /// True when the transaction met another one and wrote nothing: the same work may succeed in a new transaction at
+    /// once.
     pub fn is_conflict(&self) -> bool {
-        matches!(
-            self,
-            Error::WriteConflict { .. }
-                | Error::Deadlock { .. }
-                | Error::KeyLocked { .. }
-                | Error::TxnAborted { .. }
-        )
+        matches!(self, Error::WriteConflict { .. } | Error::Deadlock { .. } | Error::TxnAborted { .. })
     }
 
     /// The same error with the keys as the application knows them, without a keyspace prefix.
-    #[allow(dead_code)] // until the transactional client uses it
     pub(crate) fn in_user_keys(mut self, codec: KeyCodec) -> Error {
         // A key of another keyspace, which no request of this client names, stays as it is.
         let user = |key: &mut Bytes| {

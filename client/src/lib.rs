@@ -37,8 +37,10 @@
 //! - [`SchedulerClient`] tells about the cluster: its members, stores and regions.
 
 mod backoff;
+mod bounds;
 mod channel;
 mod config;
+mod connect;
 mod error;
 mod lane;
 mod leader_search;
@@ -56,14 +58,17 @@ mod store_pool;
 mod tso_batcher;
 pub mod txn;
 
+pub use bounds::{IntoKeyRange, prefix};
 pub use bytes::Bytes;
 pub use config::{Api, Config};
-pub use error::{Error, Result};
+pub use error::{ConflictReason, Error, Result, WaitFor};
+pub use kvproto::ts::Timestamp;
 pub use members::{MemberStatus, member_statuses};
-pub use raw::{Cas, Checksum, IntoKeyRange, RawClient, Scan, ScanStream, Ttl, prefix};
+pub use raw::{Cas, Checksum, RawClient, Scan, ScanStream, Ttl};
 pub use region_heartbeats::{RegionHeartbeatSender, RegionHeartbeats};
 pub use scheduler_client::{ClusterConfig, RegionInfo, SchedulerClient, SchedulerOptions};
 pub use scheduler_gc::{AdvancedSafePoint, GcBarrier, GcState};
+pub use txn::{Snapshot, Transaction, TransactionClient, TxnOptions, TxnScan, TxnScanStream};
 
 /// A key and its value.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]

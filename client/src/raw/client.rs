@@ -3,28 +3,23 @@
 //! Owns nothing but the executor that all its clones share, and how user keys become wire keys.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
-use kvproto::key::{BoundaryForm, KeyCodec, KeyspaceId, Mode};
-use kvproto::keyspacepb::KeyspaceState;
+use kvproto::key::{KeyCodec, Mode};
 use kvproto::kvrpcpb::*;
 use kvproto::limits::MAX_KEY_BYTES;
 
-use super::range::{IntoKeyRange, span};
 use super::scan::Scan;
 use crate::KvPair as Pair;
-use crate::backoff::{Backoff, Jitter};
-use crate::config::{Api, Config};
+use crate::bounds::{IntoKeyRange, span};
+use crate::config::Config;
+use crate::connect::connect;
 use crate::error::{Error, Result};
 use crate::request::plan::{At, Executor};
 use crate::request::retry::Access;
 use crate::request::shard::{Items, Span, Spans};
-use crate::scheduler_client::{SchedulerClient, SchedulerOptions};
-
-/// Between attempts to learn about a cluster that is just starting.
-const STARTING: Backoff = Backoff::from_millis(20, 200);
+use crate::scheduler_client::SchedulerClient;
 
 /// A connection to a cluster for raw key-value operations. Cheap to clone; clones share connections and caches.
 ///
@@ -86,31 +81,7 @@ impl RawClient {
         endpoints: impl IntoIterator<Item = S>,
         config: Config,
     ) -> Result<RawClient> {
-        let endpoints: Vec<String> = endpoints.into_iter().map(Into::into).collect();
-        let options = SchedulerOptions {
-            timeout: config.timeout,
-            connect_timeout: config.connect_timeout,
-            ..SchedulerOptions::default()
-        };
-        let started = Instant::now();
-        let scheduler = SchedulerClient::connect_with(&endpoints, options).await?;
-        let mut jitter = Jitter::from_process();
-        let mut attempt = 0;
-        // A cluster that is just starting gets the time of one call.
-        let (codec, form) = loop {
-            match learn(&scheduler, &config).await {
-                Ok(learned) => break learned,
-                Err(error) => {
-                    let pause = STARTING.delay(attempt, jitter.draw());
-                    if !error.is_retryable() || started.elapsed() + pause >= config.timeout {
-                        return Err(error);
-                    }
-                    tokio::time::sleep(pause).await;
-                    attempt += 1;
-                }
-            }
-        };
-        let executor = Executor::new(scheduler, form, codec.api_version(), config);
+        let (executor, codec) = connect(endpoints, config, Mode::Raw).await?;
         Ok(RawClient { executor: Arc::new(executor), codec, for_cas: false })
     }
 
@@ -338,7 +309,7 @@ impl RawClient {
         let mut sum = Checksum::default();
         let call = self.executor.patient_call(Access::Read);
         let spans = Spans::new(span(range, self.codec));
-        let add = |_: &_, reply: RawChecksumResponse| {
+        let add = |_: Span, reply: RawChecksumResponse| {
             sum.crc64_xor ^= reply.checksum;
             sum.total_kvs += reply.total_kvs;
             sum.total_bytes += reply.total_bytes;
@@ -382,32 +353,4 @@ impl RawClient {
     fn user_pair(&self, pair: KvPair) -> Result<Pair> {
         Ok(Pair { key: self.codec.user_key(pair.key)?, value: pair.value })
     }
-}
-
-/// Finds out which API the cluster speaks and which keyspace to use.
-async fn learn(scheduler: &SchedulerClient, config: &Config) -> Result<(KeyCodec, BoundaryForm)> {
-    let scheduler = scheduler.with_timeout(config.timeout);
-    let cluster = scheduler.get_cluster_config().await?.traits.map(|traits| traits.api_version());
-    let cluster_is_v2 = cluster.map(|api| api == ApiVersion::V2);
-    let v2 = match (config.api, cluster_is_v2) {
-        (Api::V1, Some(true)) => return Err(Error::ApiMismatch { wanted: "v1", cluster: "v2" }),
-        (Api::V2, Some(false)) => return Err(Error::ApiMismatch { wanted: "v2", cluster: "v1" }),
-        (Api::V1, _) => false,
-        (Api::V2, _) => true,
-        // A scheduler that does not tell serves the oldest API.
-        (Api::Auto, cluster_is_v2) => cluster_is_v2.unwrap_or(false),
-    };
-    if !v2 {
-        return Ok((KeyCodec::V1, BoundaryForm::of_raw(ApiVersion::V1)));
-    }
-    let keyspace = scheduler.load_keyspace(&config.keyspace).await?;
-    if keyspace.state() != KeyspaceState::Enabled {
-        let state = keyspace.state().as_str_name().to_string();
-        return Err(Error::KeyspaceNotEnabled { name: config.keyspace.clone(), state });
-    }
-    let Some(kvproto::keyspacepb::keyspace_meta::Keyspace::Id(id)) = keyspace.keyspace else {
-        return Err(Error::Protocol(format!("keyspace {:?} has no id", config.keyspace)));
-    };
-    let codec = KeyCodec::V2 { mode: Mode::Raw, keyspace: KeyspaceId::new(id)? };
-    Ok((codec, BoundaryForm::of_raw(ApiVersion::V2)))
 }

@@ -87,6 +87,18 @@ fn never_connected(status: &tonic::Status) -> bool {
 }
 
 macro_rules! reply {
+    // The caller looks at the errors of keys.
+    ($reply:ty, keys) => {
+        impl StoreReply for $reply {
+            fn region_error(&mut self) -> Option<errorpb::Error> {
+                self.region_error.take()
+            }
+
+            fn server_error(&mut self) -> Option<String> {
+                None
+            }
+        }
+    };
     ($reply:ty, error) => {
         impl StoreReply for $reply {
             fn region_error(&mut self) -> Option<errorpb::Error> {
@@ -122,7 +134,7 @@ macro_rules! batched {
             $($constant)?
 
             fn set_context(&mut self, context: Context) {
-                self.context = Some(context);
+                keep_lists(&mut self.context, context);
             }
 
             async fn send(self, store: &Store, deadline: Instant) -> Result<$reply, SendError> {
@@ -159,6 +171,19 @@ macro_rules! unary {
     };
 }
 
+/// Fills in where a request goes; which locks it may pass is the caller's.
+fn keep_lists(place: &mut Option<Context>, mut context: Context) {
+    if let Some(lists) = place.take() {
+        context.resolved_locks = lists.resolved_locks;
+        context.committed_locks = lists.committed_locks;
+    }
+    *place = Some(context);
+}
+
+fn mutation_bytes(mutations: &[Mutation]) -> usize {
+    mutations.iter().map(|mutation| mutation.key.len() + mutation.value.len()).sum()
+}
+
 fn pair_bytes(pairs: &[KvPair]) -> usize {
     pairs.iter().map(|pair| pair.key.len() + pair.value.len()).sum()
 }
@@ -186,3 +211,32 @@ batched!(RawDeleteRangeRequest, RawDeleteRange, RawDeleteRangeResponse, error, |
 unary!(RawGetKeyTtlRequest, raw_get_key_ttl, RawGetKeyTtlResponse);
 unary!(RawCasRequest, raw_compare_and_swap, RawCasResponse);
 unary!(RawChecksumRequest, raw_checksum, RawChecksumResponse);
+
+batched!(GetRequest, Get, GetResponse, keys, |q| q.key.len());
+batched!(BatchGetRequest, BatchGet, BatchGetResponse, keys, |q| key_bytes(&q.keys));
+batched!(
+    ScanRequest,
+    Scan,
+    ScanResponse,
+    keys,
+    |q| q.start_key.len() + q.end_key.len(),
+    const CUT_AWARE: bool = true;
+);
+batched!(PrewriteRequest, Prewrite, PrewriteResponse, keys, |q| mutation_bytes(&q.mutations));
+batched!(CommitRequest, Commit, CommitResponse, keys, |q| key_bytes(&q.keys));
+batched!(BatchRollbackRequest, BatchRollback, BatchRollbackResponse, keys, |q| key_bytes(&q.keys));
+batched!(PessimisticLockRequest, PessimisticLock, PessimisticLockResponse, keys, |q| mutation_bytes(
+    &q.mutations
+));
+batched!(PessimisticRollbackRequest, PessimisticRollback, PessimisticRollbackResponse, keys, |q| {
+    key_bytes(&q.keys)
+});
+batched!(TxnHeartBeatRequest, TxnHeartBeat, TxnHeartBeatResponse, keys, |q| q.primary_lock.len());
+batched!(CheckTxnStatusRequest, CheckTxnStatus, CheckTxnStatusResponse, keys, |q| q.primary_key.len());
+batched!(CheckSecondaryLocksRequest, CheckSecondaryLocks, CheckSecondaryLocksResponse, keys, |q| {
+    key_bytes(&q.keys)
+});
+batched!(ScanLockRequest, ScanLock, ScanLockResponse, keys, |q| q.start_key.len() + q.end_key.len());
+batched!(ResolveLockRequest, ResolveLock, ResolveLockResponse, keys, |q| key_bytes(&q.keys));
+batched!(DeleteRangeRequest, DeleteRange, DeleteRangeResponse, error, |q| q.start_key.len()
+    + q.end_key.len());

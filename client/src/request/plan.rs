@@ -64,6 +64,7 @@ impl<'a> At<'a> {
 #[derive(Debug)]
 pub(crate) struct Call {
     access: Access,
+    api: ApiVersion,
     started: Instant,
     timeout: Duration,
     /// Longest wait for one answer.
@@ -80,7 +81,7 @@ impl Call {
         self.started + self.timeout
     }
 
-    fn left(&self) -> Duration {
+    pub(crate) fn left(&self) -> Duration {
         self.timeout.saturating_sub(self.started.elapsed())
     }
 
@@ -103,8 +104,23 @@ impl Call {
     }
 
     /// A call for a part of the same work, with the same deadline.
-    fn part(&self) -> Call {
-        Call { attempt: 0, unknown: false, last: None, jitter: None, ..*self }
+    pub(crate) fn part(&self) -> Call {
+        Call { unknown: false, ..self.rest() }
+    }
+
+    /// A call for the rest of a piece that was sent before and has to be cut again.
+    fn rest(&self) -> Call {
+        Call { attempt: 0, last: None, jitter: None, ..*self }
+    }
+
+    /// The same call with another deadline, counted from its start.
+    pub(crate) fn with_timeout(self, timeout: Duration) -> Call {
+        Call { timeout, ..self }
+    }
+
+    /// The same call in another API than the client's own.
+    pub(crate) fn in_api(self, api: ApiVersion) -> Call {
+        Call { api, ..self }
     }
 }
 
@@ -153,11 +169,17 @@ impl Executor {
         &self.config
     }
 
+    /// The API that requests are made in.
+    pub(crate) fn api(&self) -> ApiVersion {
+        self.api
+    }
+
     /// A call that starts now.
     pub(crate) fn call(&self, access: Access) -> Call {
         let (timeout, patience) = (self.config.timeout, self.config.attempt_timeout);
         let started = Instant::now();
-        Call { access, started, timeout, patience, attempt: 0, unknown: false, last: None, jitter: None }
+        let (api, unknown) = (self.api, false);
+        Call { access, api, started, timeout, patience, attempt: 0, unknown, last: None, jitter: None }
     }
 
     /// A call whose requests may each take until the deadline.
@@ -191,7 +213,7 @@ impl Executor {
         call: Call,
         work: W,
         build: impl Fn(&W::Piece) -> Q + Send + Sync,
-        mut on_reply: impl FnMut(&W::Piece, Q::Reply) + Send,
+        mut on_reply: impl FnMut(W::Piece, Q::Reply) + Send,
     ) -> Result<()> {
         let mut running = FuturesUnordered::new();
         let mut waiting = VecDeque::from([(work, call.part())]);
@@ -205,13 +227,13 @@ impl Executor {
                 };
                 let piece = work.cut(&region);
                 if work.first().is_some() {
-                    waiting.push_front((work, call.part()));
+                    waiting.push_front((work, part.rest()));
                 }
                 running.push(self.run_piece(part, region, piece, &build));
             }
             match running.next().await {
                 None => return Ok(()),
-                Some(Ok(Outcome::Done(piece, reply))) => on_reply(&piece, reply),
+                Some(Ok(Outcome::Done(piece, reply))) => on_reply(piece, reply),
                 Some(Ok(Outcome::Again(piece, part))) => waiting.push_back((W::again(piece), part)),
                 Some(Err(error)) => return Err(error),
             }
@@ -261,7 +283,7 @@ impl Executor {
             region_id: region.id,
             region_epoch: Some(region.epoch),
             peer: Some(peer),
-            api_version: self.api.into(),
+            api_version: call.api.into(),
             request_source: if Q::CUT_AWARE { CUT_AWARE_SOURCE.to_string() } else { String::new() },
             ..Context::default()
         });
@@ -297,7 +319,7 @@ impl Executor {
             cause,
         };
         let (failure, cause) = match error {
-            SendError::Refused(message) => return Err(Error::Server(message)),
+            SendError::Refused(message) => return Err(call.final_error(Error::Server(message))),
             SendError::Mismatch => {
                 return Err(Error::Protocol("the answer does not fit the question".to_string()));
             }

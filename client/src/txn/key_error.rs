@@ -6,8 +6,8 @@ use kvproto::ts::Timestamp;
 
 use crate::error::{Error, WaitFor};
 
-/// How stores begin the text of a refusal to read or write below the safe point.
-const TOO_OLD: &str = "GC_TOO_EARLY";
+/// What stands in the text of a refusal to read or write below the safe point.
+const TOO_OLD: &str = "below the garbage collector's safe point";
 
 /// A refusal, sorted by what can be done about it.
 #[derive(Debug, Clone)]
@@ -87,7 +87,7 @@ fn final_error(error: KeyError, start_ts: Timestamp) -> Error {
     }
     let text = if error.abort.is_empty() { error.retryable } else { error.abort };
     match text.contains(TOO_OLD) {
-        true => Error::GcTooEarly { ts: start_ts, cause: text },
+        true => Error::TooOld { ts: start_ts, cause: text },
         false => Error::TxnAborted { start_ts, cause: text },
     }
 }
@@ -134,9 +134,9 @@ mod tests {
 
     #[test]
     fn a_snapshot_that_is_gone_is_no_abort() {
-        let abort = format!("{TOO_OLD}: safe point is 9");
+        let abort = format!("timestamp 7 lies {TOO_OLD} 9");
         let error = KeyError { abort, ..Default::default() };
-        assert!(matches!(sort(error), Refusal::Final(Error::GcTooEarly { .. })));
+        assert!(matches!(sort(error), Refusal::Final(Error::TooOld { .. })));
         let error = KeyError { abort: "whatever".to_string(), ..Default::default() };
         assert!(matches!(sort(error), Refusal::Final(Error::TxnAborted { .. })));
     }

@@ -55,6 +55,7 @@ const PURE: &[&str] = &[
     "client/src/backoff.rs",
     "client/src/request/retry.rs",
     "client/src/request/shard.rs",
+    "client/src/txn/buffer.rs",
     "client/src/txn/committer.rs",
     "client/src/txn/key_error.rs",
     "client/src/txn/resolution.rs",

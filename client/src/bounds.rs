@@ -79,7 +79,7 @@ pub fn prefix(prefix: impl Into<Bytes>) -> (Bound<Bytes>, Bound<Bytes>) {
 }
 
 /// The wire keys of a range.
-pub(super) fn span(range: impl IntoKeyRange, codec: KeyCodec) -> Span {
+pub(crate) fn span(range: impl IntoKeyRange, codec: KeyCodec) -> Span {
     let (start, end) = range.into_bounds();
     let start = match start {
         Bound::Unbounded => codec.range_start(),
@@ -97,7 +97,7 @@ pub(super) fn span(range: impl IntoKeyRange, codec: KeyCodec) -> Span {
 }
 
 /// The key right after `key`.
-pub(super) fn successor(key: &[u8]) -> Bytes {
+pub(crate) fn successor(key: &[u8]) -> Bytes {
     let mut next = BytesMut::with_capacity(key.len() + 1);
     next.put_slice(key);
     next.put_u8(0);

@@ -1,0 +1,271 @@
+//! The transactional client: begins transactions and snapshots, runs closures as transactions, and cleans up.
+//!
+//! Owns nothing but what all its clones share: the executor, the lock resolver, and how user keys become wire keys.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use kvproto::key::{KeyCodec, Mode};
+use kvproto::kvrpcpb::{DeleteRangeRequest, LockInfo, ScanLockRequest};
+use kvproto::limits::MAX_KEY_BYTES;
+use kvproto::ts::Timestamp;
+
+use super::key_error::Refusal;
+use super::lock_resolver::LockResolver;
+use super::options::TxnOptions;
+use super::resolution::Caller;
+use super::snapshot::Snapshot;
+use super::transaction::Transaction;
+use crate::backoff::{Backoff, Jitter};
+use crate::bounds::{IntoKeyRange, span, successor};
+use crate::config::Config;
+use crate::connect::connect;
+use crate::error::{Error, Result};
+use crate::request::plan::{At, Executor};
+use crate::request::retry::Access;
+use crate::request::shard::{Span, Spans};
+use crate::scheduler_client::SchedulerClient;
+
+/// Between runs of a transaction that met another one.
+const CONFLICT: Backoff = Backoff::from_millis(2, 500);
+/// Locks to fetch at a time.
+const LOCK_PAGE: u32 = 1024;
+
+/// What all handles of one client share.
+pub(super) struct Shared {
+    pub(super) executor: Arc<Executor>,
+    pub(super) resolver: LockResolver,
+    pub(super) codec: KeyCodec,
+}
+
+impl Shared {
+    pub(super) fn wire_key(&self, key: Bytes) -> Result<Bytes> {
+        if key.len() > MAX_KEY_BYTES {
+            return Err(Error::KeyTooLarge { size: key.len(), limit: MAX_KEY_BYTES });
+        }
+        Ok(self.codec.wire_key(key))
+    }
+
+    pub(super) fn wire_keys<K: Into<Bytes>>(&self, keys: impl IntoIterator<Item = K>) -> Result<Vec<Bytes>> {
+        keys.into_iter().map(|key| self.wire_key(key.into())).collect()
+    }
+
+    /// An error whose keys are wire keys, as the application is told.
+    pub(super) fn user_error(&self, error: Error) -> Error {
+        error.in_user_keys(self.codec)
+    }
+}
+
+/// A connection to a cluster for transactions. Cheap to clone; clones share connections and caches.
+///
+/// Every request ends by [`Config::timeout`]. A key has at most 8 KiB and is not empty.
+#[derive(Clone)]
+pub struct TransactionClient {
+    shared: Arc<Shared>,
+}
+
+impl TransactionClient {
+    /// Connects to the cluster whose schedulers listen at `endpoints` (`host:port`; one is enough).
+    ///
+    /// ```no_run
+    /// # async fn run() -> kvclient::Result<()> {
+    /// let client = kvclient::TransactionClient::connect(["127.0.0.1:2379"]).await?;
+    /// let mut txn = client.begin_optimistic().await?;
+    /// txn.put("hello", "world").await?;
+    /// txn.commit().await?;
+    /// # Ok(()) }
+    /// ```
+    pub async fn connect<S: Into<String>>(
+        endpoints: impl IntoIterator<Item = S>,
+    ) -> Result<TransactionClient> {
+        TransactionClient::with_config(endpoints, Config::default()).await
+    }
+
+    /// Like [`connect`](Self::connect) with other deadlines, another keyspace or a fixed API. With
+    /// [`Api::V1`](crate::Api::V1) keys lie beside the keyspaces.
+    pub async fn with_config<S: Into<String>>(
+        endpoints: impl IntoIterator<Item = S>,
+        config: Config,
+    ) -> Result<TransactionClient> {
+        let (executor, codec) = connect(endpoints, config, Mode::Txn).await?;
+        let executor = Arc::new(executor);
+        let resolver = LockResolver::new(executor.clone());
+        Ok(TransactionClient { shared: Arc::new(Shared { executor, resolver, codec }) })
+    }
+
+    /// The scheduler connection under this client, for cluster information.
+    pub fn scheduler(&self) -> &SchedulerClient {
+        self.shared.executor.scheduler()
+    }
+
+    /// Resolves locks of this client's keys.
+    pub fn lock_resolver(&self) -> &LockResolver {
+        &self.shared.resolver
+    }
+
+    /// A timestamp after all that were handed out before.
+    pub async fn current_timestamp(&self) -> Result<Timestamp> {
+        self.scheduler().get_timestamp(1).await
+    }
+
+    /// Begins a transaction that finds conflicts when it commits.
+    pub async fn begin_optimistic(&self) -> Result<Transaction> {
+        self.begin(TxnOptions::optimistic()).await
+    }
+
+    /// Begins a transaction that locks the keys it writes at once.
+    pub async fn begin_pessimistic(&self) -> Result<Transaction> {
+        self.begin(TxnOptions::pessimistic()).await
+    }
+
+    /// Begins a transaction.
+    pub async fn begin(&self, options: TxnOptions) -> Result<Transaction> {
+        // Asked for before, so that locks never live longer than they are said to.
+        let began = Instant::now();
+        let start_ts = self.current_timestamp().await?;
+        Ok(Transaction::new(self.shared.clone(), start_ts, began, options))
+    }
+
+    /// The data as they were at `ts`, or a moment that still comes. At [`Timestamp::MAX`] every single read sees the
+    /// latest data, which costs no timestamp; several reads then need not fit together.
+    pub fn snapshot(&self, ts: Timestamp) -> Snapshot {
+        Snapshot::new(self.shared.clone(), ts)
+    }
+
+    /// Runs `work` as an optimistic transaction and commits it; see [`run_with`](Self::run_with).
+    ///
+    /// ```no_run
+    /// # async fn run(client: kvclient::TransactionClient) -> kvclient::Result<()> {
+    /// let visits = client.run(async |txn| {
+    ///     let before = txn.get("visits").await?;
+    ///     let visits = before.map_or(0, |bytes| bytes[0]) + 1;
+    ///     txn.put("visits", vec![visits]).await?;
+    ///     Ok(visits)
+    /// });
+    /// println!("{} visits", visits.await?);
+    /// # Ok(()) }
+    /// ```
+    pub async fn run<T, F>(&self, work: F) -> Result<T>
+    where
+        F: AsyncFnMut(&mut Transaction) -> Result<T>,
+    {
+        self.run_with(TxnOptions::optimistic(), work).await
+    }
+
+    /// Runs `work` as a transaction and commits it, and both again after a conflict ([`Error::is_conflict`]), with
+    /// pauses in between, as often as [`TxnOptions::retries`] says. Whatever `work` does besides the transaction may so
+    /// happen several times. An error of `work` rolls back; so may `work` itself, and then return what it likes.
+    pub async fn run_with<T, F>(&self, options: TxnOptions, mut work: F) -> Result<T>
+    where
+        F: AsyncFnMut(&mut Transaction) -> Result<T>,
+    {
+        let mut jitter = None;
+        for attempt in 0.. {
+            let mut txn = self.begin(options.clone()).await?;
+            let done = match work(&mut txn).await {
+                Ok(value) if txn.has_ended() => Ok(value),
+                Ok(value) => txn.commit().await.map(|_| value),
+                Err(error) => Err(error),
+            };
+            let error = match done {
+                Ok(value) => return Ok(value),
+                Err(error) => error,
+            };
+            if !txn.has_ended() {
+                // The error of the work counts; locks that stay have their time to live.
+                let _ = txn.rollback().await;
+            }
+            if !error.is_conflict() || attempt >= options.retries {
+                return Err(error);
+            }
+            tracing::debug!(attempt, %error, "runs a transaction again");
+            let jitter = jitter.get_or_insert_with(Jitter::from_process).draw();
+            tokio::time::sleep(CONFLICT.delay(attempt, jitter)).await;
+        }
+        unreachable!("the loop ends by returning")
+    }
+
+    /// Locks on keys in `range` of transactions that began at or before `max_ts`, at most `limit`, in key order.
+    pub async fn scan_locks(
+        &self,
+        range: impl IntoKeyRange,
+        max_ts: Timestamp,
+        limit: usize,
+    ) -> Result<Vec<LockInfo>> {
+        let mut span = span(range, self.shared.codec);
+        let mut found = Vec::new();
+        while found.len() < limit && !span.is_empty() {
+            let want = u32::try_from(limit - found.len()).unwrap_or(u32::MAX).min(LOCK_PAGE);
+            let (locks, next) = self.lock_page(&span, max_ts, want).await?;
+            found.extend(locks);
+            let Some(next) = next else { break };
+            span = next;
+        }
+        found.into_iter().map(|lock| self.user_lock(lock)).collect()
+    }
+
+    /// Ends all transactions that began at or before `safepoint` and hold locks on keys in `range`, those that are still
+    /// at work included, and returns how many locks there were. For clean-up before old versions are removed.
+    pub async fn cleanup_locks(&self, range: impl IntoKeyRange, safepoint: Timestamp) -> Result<usize> {
+        let mut span = span(range, self.shared.codec);
+        let mut count = 0;
+        while !span.is_empty() {
+            let (locks, next) = self.lock_page(&span, safepoint, LOCK_PAGE).await?;
+            count += locks.len();
+            self.shared.resolver.resolve(locks, Caller::Force).await?;
+            let Some(next) = next else { break };
+            span = next;
+        }
+        Ok(count)
+    }
+
+    /// Removes all versions of all keys in `range` at once, without a transaction: only where nobody reads or writes.
+    pub async fn delete_range(&self, range: impl IntoKeyRange) -> Result<()> {
+        let build = |span: &Span| DeleteRangeRequest {
+            start_key: span.start.clone(),
+            end_key: span.end.clone(),
+            ..DeleteRangeRequest::default()
+        };
+        let executor = &self.shared.executor;
+        let spans = Spans::new(span(range, self.shared.codec));
+        executor.run_all(executor.patient_call(Access::Write), spans, build, |_, _| {}).await
+    }
+
+    /// Locks of one region, and the rest of `span`.
+    async fn lock_page(
+        &self,
+        span: &Span,
+        max_ts: Timestamp,
+        limit: u32,
+    ) -> Result<(Vec<LockInfo>, Option<Span>)> {
+        let executor = &self.shared.executor;
+        let build = |_: &_| ScanLockRequest {
+            max_version: max_ts.get(),
+            start_key: span.start.clone(),
+            end_key: span.end.clone(),
+            limit,
+            ..ScanLockRequest::default()
+        };
+        let call = executor.call(Access::Read);
+        let (region, reply) = executor.run(call, At::Key(&span.start), build).await?;
+        if let Some(error) = reply.error {
+            return Err(self.shared.user_error(Refusal::new(error, max_ts).into_error(max_ts)));
+        }
+        let next = match reply.locks.last().filter(|_| reply.locks.len() >= limit as usize) {
+            Some(last) => Some(successor(&last.key)),
+            None => Some(region.end.clone()).filter(|end| !end.is_empty()),
+        };
+        let next = next.map(|start| Span { start, end: span.end.clone() });
+        Ok((reply.locks, next.filter(|span| !span.is_empty())))
+    }
+
+    fn user_lock(&self, mut lock: LockInfo) -> Result<LockInfo> {
+        let codec = self.shared.codec;
+        lock.key = codec.user_key(lock.key)?;
+        lock.primary_lock = codec.user_key(lock.primary_lock)?;
+        let secondaries = std::mem::take(&mut lock.secondaries).into_iter();
+        lock.secondaries = secondaries.map(|key| Ok(codec.user_key(key)?)).collect::<Result<_>>()?;
+        Ok(lock)
+    }
+}

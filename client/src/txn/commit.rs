@@ -1,0 +1,172 @@
+//! Sends what [`Committer`] asks for. The user is answered as soon as the outcome is decided; the rest goes on
+//! in the background.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use kvproto::kvrpcpb::{BatchRollbackResponse, CommitResponse, LockInfo};
+use kvproto::ts::Timestamp;
+
+use super::client::Shared;
+use super::committer::{Action, Committer, Plan, Write};
+use super::keep_alive::Pulse;
+use super::key_error::Refusal;
+use super::snapshot::LockWaits;
+use crate::error::{Error, Result};
+use crate::request::plan::{At, Call};
+use crate::request::retry::Access;
+use crate::request::shard::Items;
+
+/// The commit of one transaction on its way.
+struct Drive {
+    shared: Arc<Shared>,
+    committer: Committer,
+    start_ts: Timestamp,
+    /// Bounds the wait for locks of others.
+    waiting: Call,
+    waits: LockWaits,
+}
+
+/// Commits `writes` as planned; `began` is when the start timestamp was handed out.
+pub(super) async fn commit(
+    shared: &Arc<Shared>,
+    plan: Plan,
+    writes: Vec<Write>,
+    began: Instant,
+) -> Result<Option<Timestamp>> {
+    let (start_ts, elapsed_ms) = (plan.start_ts, plan.elapsed_ms);
+    let mut drive = Drive {
+        shared: shared.clone(),
+        committer: Committer::new(plan, writes),
+        start_ts,
+        waiting: shared.executor.call(Access::Write),
+        waits: LockWaits::new(),
+    };
+    let ttl = Duration::from_millis(drive.committer.lock_ttl_ms() - elapsed_ms);
+    let pulse =
+        Pulse { shared: shared.clone(), start_ts, primary: drive.committer.primary().clone(), began, ttl };
+    let outcome = {
+        let beats = async {
+            pulse.beat().await;
+            // Without a lock to prolong there is only the commit to wait for.
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            biased;
+            outcome = drive.decide() => outcome,
+            () = beats => Err(Error::Protocol("heart beats never end a commit".to_string())),
+        }
+    };
+    match drive.committer.next_action() {
+        Action::Finished => {}
+        next => drop(tokio::spawn(async move { drive.finish(next).await })),
+    }
+    outcome
+}
+
+impl Drive {
+    /// Runs until the outcome is known.
+    async fn decide(&mut self) -> Result<Option<Timestamp>> {
+        loop {
+            match self.committer.next_action() {
+                Action::Prewrite(writes) => self.prewrite(writes).await,
+                Action::Resolve(locks) => self.resolve(locks).await,
+                Action::Timestamp => {
+                    let ts = self.shared.executor.scheduler().get_timestamp(1).await;
+                    self.committer.on_timestamp(ts);
+                }
+                Action::CommitPrimary => self.commit_primary().await,
+                Action::Seal(keys) => {
+                    let sealed = self.rollback(keys).await;
+                    self.committer.on_sealed(sealed);
+                }
+                Action::Decided(outcome) => return outcome,
+                action => return Err(Error::Protocol(format!("{action:?} before the outcome"))),
+            }
+        }
+    }
+
+    async fn prewrite(&mut self, writes: Vec<Write>) {
+        let call = self.shared.executor.call(Access::Write);
+        let mut replies = Vec::new();
+        let committer = &self.committer;
+        let build = |piece: &Vec<Write>| committer.prewrite(piece);
+        let add = |piece, reply| replies.push((piece, reply));
+        let sent = self.shared.executor.run_all(call, Items::new(writes), build, add).await;
+        for (piece, reply) in replies {
+            self.committer.on_prewrite(&piece, reply);
+        }
+        self.committer.on_prewritten(sent);
+    }
+
+    async fn resolve(&mut self, locks: Vec<LockInfo>) {
+        let first = locks.first().cloned();
+        let go_on = match self.shared.resolver.wait(locks, &self.waiting).await {
+            Ok(resolved) => match resolved.wait {
+                None => !self.waiting.left().is_zero(),
+                Some(wait) => self.waits.pause(wait, self.waiting.left()).await,
+            },
+            Err(error) => {
+                tracing::debug!(txn = %self.start_ts, %error, "locks in the way stay");
+                self.waits.pause(Duration::MAX, self.waiting.left()).await
+            }
+        };
+        match go_on {
+            true => self.committer.on_resolved(),
+            false => self.committer.on_stuck(first.as_ref()),
+        }
+    }
+
+    async fn commit_primary(&mut self) {
+        let call = self.shared.executor.call(Access::Write);
+        let committer = &self.committer;
+        let build =
+            |region: &crate::region_cache::Region| committer.commit_primary(|key| region.contains(key));
+        let sent = self.shared.executor.run(call, At::Key(committer.primary()), build).await;
+        let (keys, reply) = match sent {
+            Ok((region, reply)) => (committer.commit_primary(|key| region.contains(key)).keys, Ok(reply)),
+            Err(error) => (Vec::new(), Err(error)),
+        };
+        self.committer.on_primary_committed(&keys, reply);
+    }
+
+    async fn rollback(&self, keys: Vec<Bytes>) -> Result<()> {
+        let call = self.shared.executor.call(Access::Write);
+        let mut refused = None;
+        let build = |keys: &Vec<Bytes>| self.committer.rollback(keys);
+        let check = |_, reply: BatchRollbackResponse| refused = refused.take().or(reply.error);
+        self.shared.executor.run_all(call, Items::new(keys), build, check).await?;
+        match refused {
+            None => Ok(()),
+            Some(error) => Err(Refusal::new(error, self.start_ts).into_error(self.start_ts)),
+        }
+    }
+
+    /// Does what is left after the outcome; whoever meets the locks would do the same.
+    async fn finish(mut self, mut next: Action) {
+        loop {
+            let done = match next {
+                Action::Commit(keys) => self.commit_rest(keys).await,
+                Action::Rollback(keys) => self.rollback(keys).await,
+                _ => return,
+            };
+            if let Err(error) = done {
+                tracing::debug!(txn = %self.start_ts, %error, "locks are left to the next who meets them");
+            }
+            next = self.committer.next_action();
+        }
+    }
+
+    async fn commit_rest(&self, keys: Vec<Bytes>) -> Result<()> {
+        let call = self.shared.executor.call(Access::Write);
+        let mut refused = None;
+        let build = |keys: &Vec<Bytes>| self.committer.commit(keys);
+        let check = |_, reply: CommitResponse| refused = refused.take().or(reply.error);
+        self.shared.executor.run_all(call, Items::new(keys), build, check).await?;
+        match refused {
+            None => Ok(()),
+            Some(error) => Err(Refusal::new(error, self.start_ts).into_error(self.start_ts)),
+        }
+    }
+}

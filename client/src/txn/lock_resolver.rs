@@ -1,0 +1,241 @@
+//! Sends what [`Resolution`] asks for: finds out what became of transactions whose locks are in the way, and
+//! finishes the locks.
+//!
+//! Owns the verdicts that were final, so that many locks of one transaction cost one question. Works on wire keys, of any
+//! keyspace when made by [`LockResolver::over`].
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::stream::{self, StreamExt};
+use kvproto::key::{BoundaryForm, Mode, split_wire_key};
+use kvproto::kvrpcpb::{ApiVersion, LockInfo};
+use kvproto::ts::Timestamp;
+use parking_lot::Mutex;
+
+use super::resolution::{Caller, Resolution, Step, Verdict};
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::request::plan::{At, Call, Executor};
+use crate::request::retry::Access;
+use crate::request::shard::Items;
+use crate::scheduler_client::SchedulerClient;
+
+/// Verdicts that are remembered.
+const KNOWN_MAX: usize = 2048;
+
+/// What became of the transactions whose locks were to be resolved.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Resolved {
+    /// Start and commit timestamps of those that were committed.
+    pub committed: Vec<(Timestamp, Timestamp)>,
+    /// Those that were rolled back.
+    pub rolled_back: Vec<Timestamp>,
+    /// Those that will be committed after the caller's timestamp, if at all.
+    pub pushed: Vec<Timestamp>,
+    /// Those that may still be committed.
+    pub alive: Vec<Timestamp>,
+    /// After this time the locks of one that is alive expire; `None` when none is alive.
+    pub wait: Option<Duration>,
+}
+
+/// Resolves locks. Cheap to clone.
+#[derive(Clone)]
+pub struct LockResolver {
+    executor: Arc<Executor>,
+    known: Arc<Mutex<Known>>,
+    /// The locks may be of clients in any API.
+    any_api: bool,
+}
+
+/// Final verdicts; the oldest go first.
+#[derive(Default)]
+struct Known {
+    verdicts: BTreeMap<Timestamp, Verdict>,
+    order: VecDeque<Timestamp>,
+}
+
+impl LockResolver {
+    pub(crate) fn new(executor: Arc<Executor>) -> LockResolver {
+        LockResolver { executor, known: Arc::default(), any_api: false }
+    }
+
+    /// A resolver of locks of all keyspaces and of clients without one, for cleaning.
+    pub fn over(scheduler: SchedulerClient, config: Config) -> LockResolver {
+        let executor = Executor::new(scheduler, BoundaryForm::Encoded, ApiVersion::V2, config);
+        LockResolver { any_api: true, ..LockResolver::new(Arc::new(executor)) }
+    }
+
+    /// Finds out what became of the transactions that hold `locks`, and finishes the locks of those that have ended,
+    /// or whose locks have expired, before it returns. Fails when a store does not answer by
+    /// [`Config::timeout`]; locks that were met before stay finished.
+    pub async fn resolve(&self, locks: Vec<LockInfo>, caller: Caller) -> Result<Resolved> {
+        // Its requests may be repeated, and nobody asks which of them counted.
+        let call = self.executor.call(Access::Read);
+        self.resolve_all(locks, caller, &call, false).await
+    }
+
+    /// Like [`resolve`](Self::resolve), for a reader: returns as soon as it knows the verdicts, and finishes locks in
+    /// the background.
+    pub(crate) async fn look(&self, locks: Vec<LockInfo>, at: Timestamp, call: &Call) -> Result<Resolved> {
+        self.resolve_all(locks, Caller::Read(at), call, true).await
+    }
+
+    /// Like [`resolve`](Self::resolve) as a part of another call.
+    pub(crate) async fn wait(&self, locks: Vec<LockInfo>, call: &Call) -> Result<Resolved> {
+        self.resolve_all(locks, Caller::Wait, call, false).await
+    }
+
+    async fn resolve_all(
+        &self,
+        locks: Vec<LockInfo>,
+        caller: Caller,
+        call: &Call,
+        in_background: bool,
+    ) -> Result<Resolved> {
+        let mut by_txn: BTreeMap<u64, Vec<LockInfo>> = BTreeMap::new();
+        for lock in locks {
+            by_txn.entry(lock.lock_version).or_default().push(lock);
+        }
+        let mut resolved = Resolved::default();
+        if by_txn.is_empty() {
+            return Ok(resolved);
+        }
+        let now = self.executor.scheduler().with_timeout(call.left()).get_timestamp(1).await?;
+        let resolve_one = |locks: Vec<LockInfo>| async move {
+            let start_ts = Timestamp::new(locks.first().map_or(0, |lock| lock.lock_version));
+            let verdict = self.resolve_one(locks, caller, now, call, in_background).await?;
+            Ok::<_, Error>((start_ts, verdict))
+        };
+        let concurrency = self.executor.config().concurrency.max(1);
+        let pending: Vec<_> = by_txn.into_values().map(resolve_one).collect();
+        let mut verdicts = stream::iter(pending).buffer_unordered(concurrency);
+        while let Some(verdict) = verdicts.next().await {
+            let (start_ts, verdict) = verdict?;
+            resolved.add(start_ts, verdict);
+        }
+        Ok(resolved)
+    }
+
+    /// Resolves locks of one transaction.
+    async fn resolve_one(
+        &self,
+        locks: Vec<LockInfo>,
+        caller: Caller,
+        now: Timestamp,
+        call: &Call,
+        in_background: bool,
+    ) -> Result<Verdict> {
+        let api = self.api_of(&locks);
+        let start_ts = Timestamp::new(locks.first().map_or(0, |lock| lock.lock_version));
+        let known = self.known.lock().verdicts.get(&start_ts).copied();
+        let mut resolution = Resolution::new(&locks, caller, now, known);
+        let part = || call.part().in_api(api);
+        let verdict = loop {
+            match resolution.next_step() {
+                Step::Status(request) => {
+                    let key = request.primary_key.clone();
+                    let build = |_: &_| (*request).clone();
+                    let (_, reply) = self.executor.run(part(), At::Key(&key), build).await?;
+                    resolution.on_status(reply)?;
+                }
+                Step::Secondaries(keys) => {
+                    let mut replies = Vec::new();
+                    let build = |keys: &Vec<_>| resolution.check_secondaries(keys);
+                    let add = |keys, reply| replies.push((keys, reply));
+                    self.executor.run_all(part(), Items::new(keys), build, add).await?;
+                    for (keys, reply) in replies {
+                        resolution.on_secondaries(&keys, reply)?;
+                    }
+                    resolution.on_secondaries_checked();
+                }
+                Step::Decided(verdict) => break verdict,
+                step => return Err(Error::Protocol(format!("{step:?} before the verdict"))),
+            }
+        };
+        if let Some(verdict) = resolution.last_word() {
+            self.known.lock().insert(start_ts, verdict);
+        }
+        tracing::debug!(txn = %start_ts, ?verdict, "met locks");
+        match in_background {
+            true => {
+                let (resolver, call) = (self.clone(), self.executor.call(Access::Read).in_api(api));
+                tokio::spawn(async move {
+                    if let Err(error) = resolver.finish(resolution, call).await {
+                        tracing::debug!(txn = %start_ts, %error, "locks are left to the next who meets them");
+                    }
+                });
+            }
+            false => self.finish(resolution, part()).await?,
+        }
+        Ok(verdict)
+    }
+
+    /// Commits or removes the locks after the verdict.
+    async fn finish(&self, mut resolution: Resolution, call: Call) -> Result<()> {
+        let start_ts = resolution.start_ts();
+        let mut refused = None;
+        loop {
+            match resolution.next_step() {
+                Step::Resolve(keys) => {
+                    let build = |keys: &Vec<_>| resolution.resolve(keys);
+                    let check = |_, reply: kvproto::kvrpcpb::ResolveLockResponse| {
+                        refused = refused.take().or(reply.error);
+                    };
+                    self.executor.run_all(call.part(), Items::new(keys), build, check).await?;
+                }
+                Step::Unlock(keys) => {
+                    let build = |keys: &Vec<_>| resolution.unlock(keys);
+                    let check = |_, reply: kvproto::kvrpcpb::PessimisticRollbackResponse| {
+                        refused = refused.take().or(reply.errors.into_iter().next());
+                    };
+                    self.executor.run_all(call.part(), Items::new(keys), build, check).await?;
+                }
+                _ => break,
+            }
+        }
+        match refused {
+            None => Ok(()),
+            Some(error) => Err(super::key_error::Refusal::new(error, start_ts).into_error(start_ts)),
+        }
+    }
+
+    /// The API that the client of these locks spoke.
+    fn api_of(&self, locks: &[LockInfo]) -> ApiVersion {
+        let primary = locks.first().map(|lock| &lock.primary_lock[..]).unwrap_or_default();
+        match split_wire_key(primary) {
+            _ if !self.any_api => self.executor.api(),
+            Some((Mode::Txn, ..)) => ApiVersion::V2,
+            _ => ApiVersion::V1,
+        }
+    }
+}
+
+impl Known {
+    fn insert(&mut self, start_ts: Timestamp, verdict: Verdict) {
+        if self.verdicts.insert(start_ts, verdict).is_none() {
+            self.order.push_back(start_ts);
+        }
+        if self.order.len() > KNOWN_MAX
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.verdicts.remove(&oldest);
+        }
+    }
+}
+
+impl Resolved {
+    fn add(&mut self, start_ts: Timestamp, verdict: Verdict) {
+        match verdict {
+            Verdict::Committed(commit_ts) => self.committed.push((start_ts, commit_ts)),
+            Verdict::RolledBack => self.rolled_back.push(start_ts),
+            Verdict::Pushed => self.pushed.push(start_ts),
+            Verdict::Alive(ms) => {
+                let left = Duration::from_millis(ms);
+                self.alive.push(start_ts);
+                self.wait = Some(self.wait.map_or(left, |wait| wait.min(left)));
+            }
+        }
+    }
+}
