@@ -31,6 +31,8 @@ pub enum RegionError {
     RaftEntryTooLarge { region_id: u64, bytes: u64 },
     #[error("cannot confirm leadership of region {region_id}: {reason}")]
     ReadIndexNotReady { region_id: u64, reason: String },
+    #[error("peer {peer_id} of region {region_id} cannot answer stale reads; read from the leader")]
+    DataIsNotReady { region_id: u64, peer_id: u64 },
     #[error("store {store_id} takes no new data: {reason}")]
     DiskFull { store_id: u64, reason: String },
     #[error("no timestamp since region {region_id} is led here: {reason}")]

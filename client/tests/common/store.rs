@@ -259,6 +259,24 @@ impl Tikv for Store {
     }
 
     crate::unused_methods! {
+        kv_get: GetRequest => GetResponse;
+        kv_batch_get: BatchGetRequest => BatchGetResponse;
+        kv_scan: ScanRequest => ScanResponse;
+        kv_prewrite: PrewriteRequest => PrewriteResponse;
+        kv_commit: CommitRequest => CommitResponse;
+        kv_cleanup: CleanupRequest => CleanupResponse;
+        kv_batch_rollback: BatchRollbackRequest => BatchRollbackResponse;
+        kv_pessimistic_lock: PessimisticLockRequest => PessimisticLockResponse;
+        kv_pessimistic_rollback: PessimisticRollbackRequest => PessimisticRollbackResponse;
+        kv_txn_heart_beat: TxnHeartBeatRequest => TxnHeartBeatResponse;
+        kv_check_txn_status: CheckTxnStatusRequest => CheckTxnStatusResponse;
+        kv_check_secondary_locks: CheckSecondaryLocksRequest => CheckSecondaryLocksResponse;
+        kv_resolve_lock: ResolveLockRequest => ResolveLockResponse;
+        kv_scan_lock: ScanLockRequest => ScanLockResponse;
+        kv_delete_range: DeleteRangeRequest => DeleteRangeResponse;
+        unsafe_destroy_range: UnsafeDestroyRangeRequest => UnsafeDestroyRangeResponse;
+        mvcc_get_by_key: MvccGetByKeyRequest => MvccGetByKeyResponse;
+        mvcc_get_by_start_ts: MvccGetByStartTsRequest => MvccGetByStartTsResponse;
         raw_get: RawGetRequest => RawGetResponse;
         raw_batch_get: RawBatchGetRequest => RawBatchGetResponse;
         raw_put: RawPutRequest => RawPutResponse;

@@ -33,6 +33,10 @@ use super::kv_service::{ADMISSION_WAIT, Shared};
 use crate::clock::{self, Now};
 use crate::metrics::{Command, Metrics};
 
+mod txn;
+
+pub(super) use txn::waiting_cost;
+
 /// Commands of one stream that may be unanswered.
 const IN_FLIGHT_MAX: usize = 8192;
 /// Answers in one frame, and bytes of them. One answer may be larger than that.
@@ -120,7 +124,27 @@ struct Frame {
     /// Set when there is no room for what costs.
     shed: bool,
     snapshot: FrameSnapshot,
-    gets: u64,
+    /// Gets that were answered on the spot.
+    raw_gets: u64,
+    txn_gets: u64,
+    txn_batch_gets: u64,
+}
+
+impl Frame {
+    /// Counts the gets that were answered on the spot, each with its share of the time.
+    fn observe_gets(&self, metrics: &Metrics) {
+        let all = self.raw_gets + self.txn_gets + self.txn_batch_gets;
+        let micros = clock::now().since(self.started) / 1_000;
+        let Some(micros) = micros.checked_div(all) else { return };
+        let counted = [
+            (Command::RawGet, self.raw_gets),
+            (Command::KvGet, self.txn_gets),
+            (Command::KvBatchGet, self.txn_batch_gets),
+        ];
+        for (command, gets) in counted.into_iter().filter(|(_, gets)| *gets > 0) {
+            metrics.observe(command, micros, gets);
+        }
+    }
 }
 
 impl BatchStream {
@@ -205,26 +229,29 @@ impl BatchStream {
 
     fn start(&mut self, frame: BatchCommandsRequest, permit: Option<Arc<Permit>>, shed: bool) {
         let (now, started) = (clock::unix_seconds(), clock::now());
-        let mut common = Frame { now, started, permit, shed, snapshot: FrameSnapshot::default(), gets: 0 };
+        let snapshot = FrameSnapshot::default();
+        let (raw_gets, txn_gets, txn_batch_gets) = (0, 0, 0);
+        let mut common = Frame { now, started, permit, shed, snapshot, raw_gets, txn_gets, txn_batch_gets };
         for (request, id) in frame.requests.into_iter().zip(frame.request_ids) {
             match request.cmd {
                 Some(cmd) => self.command(id, cmd, &mut common),
                 None => self.ready.push((id, Response { cmd: None })),
             }
         }
-        let micros = clock::now().since(started) / 1_000;
-        if let Some(micros) = micros.checked_div(common.gets) {
-            self.shared.metrics.observe(Command::RawGet, micros, common.gets);
-        }
+        common.observe_gets(&self.shared.metrics);
     }
 
     fn command(&mut self, id: u64, cmd: Cmd, frame: &mut Frame) {
         if let Cmd::RawGet(request) = &cmd
             && let Some(reply) = self.shared.raw.get_inline(request, frame.now, &mut frame.snapshot)
         {
-            frame.gets += 1;
+            frame.raw_gets += 1;
             return self.ready.push((id, Response { cmd: Some(Answer::RawGet(reply)) }));
         }
+        if self.answer_txn_read(id, &cmd, frame) {
+            return;
+        }
+        let Some(cmd) = self.txn_command(id, cmd, frame) else { return };
         match cmd {
             Cmd::RawPut(r) => self.write(id, Command::RawPut, r, frame, Answer::RawPut),
             Cmd::RawBatchPut(r) => self.write(id, Command::RawBatchPut, r, frame, Answer::RawBatchPut),
@@ -323,25 +350,10 @@ impl BatchStream {
                 let reply = pb::GetHealthFeedbackResponse { health_feedback, ..Default::default() };
                 Answer::GetHealthFeedback(reply)
             }
-            // Advice about transactions; there are none to apply it to.
+            // Advice about transactions that nothing here keeps.
             Cmd::BroadcastTxnStatus(_) => Answer::BroadcastTxnStatus(pb::BroadcastTxnStatusResponse {}),
             _ => refuse!(
-                Get GetResponse,
-                Scan ScanResponse,
-                Prewrite PrewriteResponse,
-                Commit CommitResponse,
-                Cleanup CleanupResponse,
-                BatchGet BatchGetResponse,
-                BatchRollback BatchRollbackResponse,
-                ScanLock ScanLockResponse,
-                ResolveLock ResolveLockResponse,
                 Gc GcResponse,
-                DeleteRange DeleteRangeResponse,
-                PessimisticLock PessimisticLockResponse,
-                PessimisticRollback PessimisticRollbackResponse,
-                CheckTxnStatus CheckTxnStatusResponse,
-                TxnHeartBeat TxnHeartBeatResponse,
-                CheckSecondaryLocks CheckSecondaryLocksResponse,
                 RawCoprocessor RawCoprocessorResponse,
                 Flush FlushResponse,
                 BufferBatchGet BufferBatchGetResponse,
@@ -409,6 +421,9 @@ impl Stream for BatchStream {
 /// What a command takes of the server's budget. Gets are answered at once and cost nothing.
 fn cost(cmd: &Cmd) -> Cost {
     let write = |bytes| Cost { requests: 1, bytes };
+    if let Some(cost) = txn::cost(cmd) {
+        return cost;
+    }
     match cmd {
         Cmd::RawPut(r) => write(r.bytes()),
         Cmd::RawBatchPut(r) => write(r.bytes()),
@@ -424,6 +439,7 @@ fn cost(cmd: &Cmd) -> Cost {
 fn weight(answer: &Response) -> usize {
     match &answer.cmd {
         Some(Answer::RawGet(r)) => r.value.len() + 16,
+        Some(Answer::Get(r)) if r.error.is_none() => r.value.len() + 24,
         Some(Answer::RawPut(_) | Answer::RawDelete(_)) => 16,
         _ => answer.encoded_len(),
     }

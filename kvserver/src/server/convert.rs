@@ -13,6 +13,7 @@ use crate::storage::RegionContext;
 use crate::txn::raw::{Call, RawError};
 
 pub mod raw;
+pub mod txn;
 pub mod wait;
 
 /// How long a client is asked to stay away from a busy server, in milliseconds.
@@ -57,6 +58,31 @@ pub enum Failure {
     Region(Box<errorpb::Error>),
     /// The application must do something else.
     Request(String),
+    /// What stands in the way of a transaction, key by key.
+    Keys(Vec<kvrpcpb::KeyError>),
+}
+
+impl Failure {
+    /// As errors of keys; `Err` for what concerns the region.
+    fn into_keys(self) -> Result<Vec<kvrpcpb::KeyError>, Box<errorpb::Error>> {
+        match self {
+            Failure::Region(error) => Err(error),
+            Failure::Request(abort) => Ok(vec![kvrpcpb::KeyError { abort, ..Default::default() }]),
+            Failure::Keys(errors) => Ok(errors),
+        }
+    }
+
+    /// As one text; `Err` for what concerns the region.
+    fn into_text(self) -> Result<String, Box<errorpb::Error>> {
+        let text = |error: kvrpcpb::KeyError| {
+            [error.abort, error.retryable].into_iter().find(|text| !text.is_empty()).unwrap_or_default()
+        };
+        match self {
+            Failure::Region(error) => Err(error),
+            Failure::Request(text) => Ok(text),
+            Failure::Keys(errors) => Ok(errors.into_iter().map(text).collect::<Vec<_>>().join("; ")),
+        }
+    }
 }
 
 impl From<RawError> for Failure {
@@ -125,6 +151,9 @@ pub fn region_error(error: RegionError) -> errorpb::Error {
         RegionError::Undetermined(reason) => {
             message.undetermined_result = Some(errorpb::UndeterminedResult { message: reason });
         }
+        RegionError::DataIsNotReady { region_id, peer_id } => {
+            message.data_is_not_ready = Some(errorpb::DataIsNotReady { region_id, peer_id, safe_ts: 0 });
+        }
         // No type of its own: clients look for another peer, which is right.
         RegionError::Stopped { .. } => {}
     }
@@ -157,9 +186,9 @@ macro_rules! reply_with_error {
     ($($reply:ident),*) => {$(
         impl Reply for kvrpcpb::$reply {
             fn fail(&mut self, failure: Failure) {
-                match failure {
-                    Failure::Region(error) => self.region_error = Some(*error),
-                    Failure::Request(error) => self.error = error,
+                match failure.into_text() {
+                    Ok(error) => self.error = error,
+                    Err(error) => self.region_error = Some(*error),
                 }
             }
         }
@@ -176,7 +205,12 @@ reply_with_error!(
     RawDeleteRangeResponse,
     RawCasResponse,
     RawChecksumResponse,
-    RawCoprocessorResponse
+    RawCoprocessorResponse,
+    DeleteRangeResponse,
+    UnsafeDestroyRangeResponse,
+    MvccGetByKeyResponse,
+    MvccGetByStartTsResponse,
+    GetLockWaitInfoResponse
 );
 
 /// Replies that are lists have no error of their own: it stands in the one pair that they then have.
@@ -184,12 +218,9 @@ macro_rules! reply_with_pairs {
     ($($reply:ident . $pairs:ident),*) => {$(
         impl Reply for kvrpcpb::$reply {
             fn fail(&mut self, failure: Failure) {
-                match failure {
-                    Failure::Region(error) => self.region_error = Some(*error),
-                    Failure::Request(abort) => {
-                        let error = Some(kvrpcpb::KeyError { abort, ..Default::default() });
-                        self.$pairs = vec![kvrpcpb::KvPair { error, ..Default::default() }];
-                    }
+                match failure.into_keys() {
+                    Ok(errors) => self.$pairs = errors.into_iter().map(pair_with_error).collect(),
+                    Err(error) => self.region_error = Some(*error),
                 }
             }
         }
@@ -197,6 +228,11 @@ macro_rules! reply_with_pairs {
 }
 
 reply_with_pairs!(RawBatchGetResponse.pairs, RawScanResponse.kvs, RawBatchScanResponse.kvs);
+
+/// The pair that stands for an error.
+fn pair_with_error(error: kvrpcpb::KeyError) -> kvrpcpb::KvPair {
+    kvrpcpb::KvPair { error: Some(error), ..Default::default() }
+}
 
 /// A pair of a reply.
 pub fn pair((key, value): (bytes::Bytes, bytes::Bytes)) -> kvrpcpb::KvPair {

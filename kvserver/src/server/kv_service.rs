@@ -1,6 +1,6 @@
 //! The gRPC service of a store: every command as a call of its own, and the way into the batched stream.
 //!
-//! Unary handlers count, admit and time; the work itself is in `convert::raw`. A request that finds the server
+//! Unary handlers count, admit and time; the work itself is in `convert::raw` and `convert::txn`. A request that finds the server
 //! full waits a while and is then shed with a typed error.
 
 use std::sync::Arc;
@@ -11,19 +11,20 @@ use kvproto::kvrpcpb as pb;
 use kvproto::raft_serverpb::{Done, RaftMessage, SnapshotChunk};
 use kvproto::tikvpb::tikv_server::Tikv;
 use kvproto::tikvpb::{BatchCommandsRequest, BatchRaftMessage};
+use prost::Message;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::admission::{Admission, Cost, Permit};
-use super::batch_service::BatchStream;
+use super::batch_service::{BatchStream, waiting_cost};
 use super::convert::raw::{RawCommands, RawWrite};
+use super::convert::txn::TxnCommands;
 use super::convert::{Failure, Reply, region_error};
 use super::{raft_service, region_service};
 use crate::clock;
 use crate::error::RegionError;
 use crate::metrics::{Command, Metrics};
 use crate::storage::store::{RaftIngress, Store};
-use crate::txn::scheduler::Txn;
 
 /// How long a request waits for room before it is shed. Shorter than the patience of every client.
 pub const ADMISSION_WAIT: Duration = Duration::from_millis(1_000);
@@ -40,7 +41,7 @@ pub struct KvService {
 /// What all requests of a server use.
 pub struct Shared {
     pub raw: RawCommands,
-    pub txn: Arc<Txn>,
+    pub txn: TxnCommands,
     pub admission: Arc<Admission>,
     pub metrics: Arc<Metrics>,
     pub store: Arc<dyn Store>,
@@ -54,7 +55,7 @@ pub struct Shared {
 impl KvService {
     pub fn new(
         raw: RawCommands,
-        txn: Arc<Txn>,
+        txn: TxnCommands,
         admission: Arc<Admission>,
         metrics: Arc<Metrics>,
         store: Arc<dyn Store>,
@@ -72,8 +73,18 @@ impl KvService {
         bytes: usize,
         work: impl Future<Output = R>,
     ) -> Result<Response<R>, Status> {
+        self.run_at(command, Cost { requests: 1, bytes }, work).await
+    }
+
+    /// The same for a request that costs what is said.
+    async fn run_at<R: Reply>(
+        &self,
+        command: Command,
+        cost: Cost,
+        work: impl Future<Output = R>,
+    ) -> Result<Response<R>, Status> {
         let started = clock::now();
-        let reply = match self.shared.admit(Cost { requests: 1, bytes }).await {
+        let reply = match self.shared.admit(cost).await {
             Ok(_permit) => work.await,
             Err(busy) => R::failed(busy),
         };
@@ -240,6 +251,156 @@ impl Tikv for KvService {
         self.run(Command::RawCas, bytes, self.shared.raw.compare_and_swap(request, now)).await
     }
 
+    async fn kv_get(&self, request: Request<pb::GetRequest>) -> Result<Response<pb::GetResponse>, Status> {
+        self.run(Command::KvGet, 0, self.shared.txn.get(request.into_inner())).await
+    }
+
+    async fn kv_batch_get(
+        &self,
+        request: Request<pb::BatchGetRequest>,
+    ) -> Result<Response<pb::BatchGetResponse>, Status> {
+        self.run(Command::KvBatchGet, 0, self.shared.txn.batch_get(request.into_inner())).await
+    }
+
+    async fn kv_scan(&self, request: Request<pb::ScanRequest>) -> Result<Response<pb::ScanResponse>, Status> {
+        self.run(Command::KvScan, 0, self.shared.txn.scan(request.into_inner())).await
+    }
+
+    async fn kv_prewrite(
+        &self,
+        request: Request<pb::PrewriteRequest>,
+    ) -> Result<Response<pb::PrewriteResponse>, Status> {
+        let request = request.into_inner();
+        self.run(Command::KvPrewrite, request.encoded_len(), self.shared.txn.prewrite(request)).await
+    }
+
+    async fn kv_commit(
+        &self,
+        request: Request<pb::CommitRequest>,
+    ) -> Result<Response<pb::CommitResponse>, Status> {
+        let request = request.into_inner();
+        self.run(Command::KvCommit, request.encoded_len(), self.shared.txn.commit(request)).await
+    }
+
+    async fn kv_cleanup(
+        &self,
+        request: Request<pb::CleanupRequest>,
+    ) -> Result<Response<pb::CleanupResponse>, Status> {
+        let request = request.into_inner();
+        self.run(Command::KvCleanup, request.encoded_len(), self.shared.txn.cleanup(request)).await
+    }
+
+    async fn kv_batch_rollback(
+        &self,
+        request: Request<pb::BatchRollbackRequest>,
+    ) -> Result<Response<pb::BatchRollbackResponse>, Status> {
+        let request = request.into_inner();
+        self.run(Command::KvBatchRollback, request.encoded_len(), self.shared.txn.batch_rollback(request))
+            .await
+    }
+
+    async fn kv_pessimistic_lock(
+        &self,
+        request: Request<pb::PessimisticLockRequest>,
+    ) -> Result<Response<pb::PessimisticLockResponse>, Status> {
+        let request = request.into_inner();
+        self.run_at(
+            Command::KvPessimisticLock,
+            waiting_cost(&request),
+            self.shared.txn.pessimistic_lock(request),
+        )
+        .await
+    }
+
+    async fn kv_pessimistic_rollback(
+        &self,
+        request: Request<pb::PessimisticRollbackRequest>,
+    ) -> Result<Response<pb::PessimisticRollbackResponse>, Status> {
+        let request = request.into_inner();
+        self.run(
+            Command::KvPessimisticRollback,
+            request.encoded_len(),
+            self.shared.txn.pessimistic_rollback(request),
+        )
+        .await
+    }
+
+    async fn kv_check_txn_status(
+        &self,
+        request: Request<pb::CheckTxnStatusRequest>,
+    ) -> Result<Response<pb::CheckTxnStatusResponse>, Status> {
+        let request = request.into_inner();
+        self.run(Command::KvCheckTxnStatus, request.encoded_len(), self.shared.txn.check_txn_status(request))
+            .await
+    }
+
+    async fn kv_check_secondary_locks(
+        &self,
+        request: Request<pb::CheckSecondaryLocksRequest>,
+    ) -> Result<Response<pb::CheckSecondaryLocksResponse>, Status> {
+        let request = request.into_inner();
+        self.run(
+            Command::KvCheckSecondaryLocks,
+            request.encoded_len(),
+            self.shared.txn.check_secondary_locks(request),
+        )
+        .await
+    }
+
+    async fn kv_txn_heart_beat(
+        &self,
+        request: Request<pb::TxnHeartBeatRequest>,
+    ) -> Result<Response<pb::TxnHeartBeatResponse>, Status> {
+        let request = request.into_inner();
+        self.run(Command::KvTxnHeartBeat, request.encoded_len(), self.shared.txn.txn_heart_beat(request))
+            .await
+    }
+
+    async fn kv_resolve_lock(
+        &self,
+        request: Request<pb::ResolveLockRequest>,
+    ) -> Result<Response<pb::ResolveLockResponse>, Status> {
+        let request = request.into_inner();
+        self.run(Command::KvResolveLock, request.encoded_len(), self.shared.txn.resolve_lock(request)).await
+    }
+
+    async fn kv_scan_lock(
+        &self,
+        request: Request<pb::ScanLockRequest>,
+    ) -> Result<Response<pb::ScanLockResponse>, Status> {
+        self.run(Command::KvScanLock, 0, self.shared.txn.scan_lock(request.into_inner())).await
+    }
+
+    async fn kv_delete_range(
+        &self,
+        request: Request<pb::DeleteRangeRequest>,
+    ) -> Result<Response<pb::DeleteRangeResponse>, Status> {
+        let request = request.into_inner();
+        self.run(Command::KvDeleteRange, request.encoded_len(), self.shared.txn.delete_range(request)).await
+    }
+
+    async fn mvcc_get_by_key(
+        &self,
+        request: Request<pb::MvccGetByKeyRequest>,
+    ) -> Result<Response<pb::MvccGetByKeyResponse>, Status> {
+        self.run(Command::Mvcc, 0, self.shared.txn.mvcc_by_key(request.into_inner())).await
+    }
+
+    async fn mvcc_get_by_start_ts(
+        &self,
+        request: Request<pb::MvccGetByStartTsRequest>,
+    ) -> Result<Response<pb::MvccGetByStartTsResponse>, Status> {
+        self.run(Command::Mvcc, 0, self.shared.txn.mvcc_by_start_ts(request.into_inner())).await
+    }
+
+    async fn unsafe_destroy_range(
+        &self,
+        request: Request<pb::UnsafeDestroyRangeRequest>,
+    ) -> Result<Response<pb::UnsafeDestroyRangeResponse>, Status> {
+        let work = region_service::unsafe_destroy_range(&self.shared, request.into_inner());
+        self.run(Command::UnsafeDestroyRange, 0, work).await
+    }
+
     type BatchCommandsStream = BatchStream;
 
     async fn batch_commands(
@@ -279,7 +440,8 @@ impl Tikv for KvService {
         let health_feedback = Some(self.shared.health_feedback());
         Ok(Response::new(pb::GetHealthFeedbackResponse { health_feedback, ..Default::default() }))
     }
-    /// Advice about transactions; there are none to apply it to.
+
+    /// Advice about transactions that nothing here keeps.
     async fn broadcast_txn_status(
         &self,
         _request: Request<pb::BroadcastTxnStatusRequest>,
@@ -287,12 +449,12 @@ impl Tikv for KvService {
         Ok(Response::new(pb::BroadcastTxnStatusResponse {}))
     }
 
-    /// Without transactions nobody waits for a lock.
+    /// Requests that wait for locks here.
     async fn get_lock_wait_info(
         &self,
         _request: Request<pb::GetLockWaitInfoRequest>,
     ) -> Result<Response<pb::GetLockWaitInfoResponse>, Status> {
-        Ok(Response::new(pb::GetLockWaitInfoResponse::default()))
+        Ok(Response::new(self.shared.txn.lock_wait_info()))
     }
 
     async fn split_region(
@@ -306,7 +468,7 @@ impl Tikv for KvService {
             Err(Failure::Region(busy)) => {
                 pb::SplitRegionResponse { region_error: Some(*busy), ..Default::default() }
             }
-            Err(Failure::Request(reason)) => return Err(Status::resource_exhausted(reason)),
+            Err(_) => return Err(Status::resource_exhausted("too many requests in flight on this store")),
         };
         Ok(Response::new(answered))
     }

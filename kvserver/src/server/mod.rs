@@ -42,6 +42,7 @@ pub mod status;
 
 use admission::{Admission, Cost};
 use convert::raw::RawCommands;
+use convert::txn::TxnCommands;
 use deadlock_service::Deadlocks;
 use edge::ServerTimer;
 use kv_service::KvService;
@@ -176,7 +177,7 @@ impl Server {
             Arc::new(Txn::new(TxnParts { storage, pool, oracle, timer, detector, waits, write_bytes_max }));
         let service = KvService::new(
             RawCommands::new(raw),
-            txn.clone(),
+            TxnCommands::new(txn.clone()),
             admission.clone(),
             metrics.clone(),
             store.clone(),

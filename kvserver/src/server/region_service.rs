@@ -11,10 +11,15 @@ use tonic::Status;
 
 use super::convert::{region_context, region_error};
 use super::kv_service::Shared;
+use crate::engine::Cf;
 use crate::error::{RegionError, RegionResult};
-use crate::storage::callback;
+use crate::storage::{RegionContext, callback};
+use crate::txn::commands::delete_range;
+use crate::txn::range::clamp;
 use crate::txn::raw::KeyCheck;
 
+/// How often a destroyed range is looked at again while its regions change.
+const DESTROY_ATTEMPTS: usize = 10;
 /// Cuts that one request may ask for.
 const SPLIT_KEYS_MAX: usize = 256;
 
@@ -51,6 +56,47 @@ async fn confirmed_index(shared: &Shared, request: &pb::ReadIndexRequest) -> Reg
         region_id: ctx.region_id,
         reason: "its peer does not say how far it has applied".into(),
     })
+}
+
+/// Removes a range, transactional and raw, from all regions that are led here, and answers when that is done. Regions
+/// led elsewhere are for the stores that lead them: clients ask every store.
+pub async fn unsafe_destroy_range(
+    shared: &Shared,
+    request: pb::UnsafeDestroyRangeRequest,
+) -> pb::UnsafeDestroyRangeResponse {
+    for _ in 0..DESTROY_ATTEMPTS {
+        match destroy_range(shared, &request.start_key, &request.end_key).await {
+            Ok(()) => return pb::UnsafeDestroyRangeResponse::default(),
+            // It was divided or has moved: the next look finds its parts, or that it is another store's.
+            Err(
+                RegionError::EpochNotMatch { .. } | RegionError::NotLeader { .. } | RegionError::StaleCommand,
+            ) => {}
+            Err(error) => {
+                return pb::UnsafeDestroyRangeResponse { error: error.to_string(), ..Default::default() };
+            }
+        }
+    }
+    let error = "regions of the range kept changing: try again".into();
+    pb::UnsafeDestroyRangeResponse { error, ..Default::default() }
+}
+
+async fn destroy_range(shared: &Shared, start: &Bytes, end: &Bytes) -> RegionResult<()> {
+    let storage = shared.store.storage();
+    for view in shared.store.views().all().into_iter().filter(|view| view.is_leader()) {
+        let Some((lower, upper)) = clamp(&view.meta, start, end) else { continue };
+        let ctx = RegionContext {
+            region_id: view.meta.region.id,
+            version: view.meta.version(),
+            conf_ver: view.meta.conf_ver(),
+            ..RegionContext::default()
+        };
+        let mut write = delete_range(&view.meta, start, end);
+        write.delete_range(Cf::Raw, &lower, &upper);
+        let (done, outcome) = callback();
+        storage.write(&ctx, write, done);
+        outcome.await?;
+    }
+    Ok(())
 }
 
 /// Divides a region before each of the request's keys, and answers with the regions that stand in its place.
