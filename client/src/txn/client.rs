@@ -146,17 +146,27 @@ impl TransactionClient {
     /// println!("{} visits", visits.await?);
     /// # Ok(()) }
     /// ```
-    pub async fn run<T, F>(&self, work: F) -> Result<T>
+    pub fn run<T, F>(&self, work: F) -> impl Future<Output = Result<T>> + use<T, F>
     where
         F: AsyncFnMut(&mut Transaction) -> Result<T>,
     {
-        self.run_with(TxnOptions::optimistic(), work).await
+        self.run_with(TxnOptions::optimistic(), work)
     }
 
     /// Runs `work` as a transaction and commits it, and both again after a conflict ([`Error::is_conflict`]), with
     /// pauses in between, as often as [`TxnOptions::retries`] says. Whatever `work` does besides the transaction may so
     /// happen several times. An error of `work` rolls back; so may `work` itself, and then return what it likes.
-    pub async fn run_with<T, F>(&self, options: TxnOptions, mut work: F) -> Result<T>
+    ///
+    /// In a spawned task the closure must own what it captures, `async move |txn|` with clones and without references, or
+    /// the compiler finds that "implementation of `Send` is not general enough".
+    pub fn run_with<T, F>(&self, options: TxnOptions, work: F) -> impl Future<Output = Result<T>> + use<T, F>
+    where
+        F: AsyncFnMut(&mut Transaction) -> Result<T>,
+    {
+        self.clone().run_owned(options, work)
+    }
+
+    async fn run_owned<T, F>(self, options: TxnOptions, mut work: F) -> Result<T>
     where
         F: AsyncFnMut(&mut Transaction) -> Result<T>,
     {

@@ -5,6 +5,7 @@
 
 pub mod scheduler;
 pub mod store;
+pub mod txn;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -13,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use kvclient::{Config, RawClient};
+use kvclient::{Config, RawClient, TransactionClient};
 use kvproto::key::{BoundaryForm, KeyCodec, KeyspaceId, Mode};
 use kvproto::kvrpcpb::ApiVersion;
 use kvproto::metapb;
@@ -38,6 +39,13 @@ pub struct World {
     pub api: ApiVersion,
     pub regions: Mutex<Vec<Region>>,
     pub data: Mutex<BTreeMap<Bytes, (Bytes, u64)>>,
+    pub txn: Mutex<txn::Data>,
+    /// Names of transactional requests whose next execution breaks the stream instead of an answer.
+    pub lose: Mutex<Vec<&'static str>>,
+    /// Names of transactional requests that are not executed until the test says so.
+    pub hold: Mutex<Vec<&'static str>>,
+    /// Names of the transactional requests that were executed.
+    pub seen: Mutex<Vec<&'static str>>,
     pub addresses: Mutex<BTreeMap<u64, SocketAddr>>,
     /// Requests in each frame that arrived.
     pub frames: Mutex<Vec<usize>>,
@@ -63,6 +71,10 @@ impl World {
             api,
             regions: Mutex::new(vec![all]),
             data: Mutex::default(),
+            txn: Mutex::default(),
+            lose: Mutex::default(),
+            hold: Mutex::default(),
+            seen: Mutex::default(),
             addresses: Mutex::default(),
             frames: Mutex::default(),
             mute: AtomicBool::new(false),
@@ -74,6 +86,12 @@ impl World {
             finished: watch::channel(0).0,
             pd: scheduler::State::default(),
         })
+    }
+
+    /// The wire key of a transactional key.
+    pub fn txn_wire(&self, user: &str) -> Bytes {
+        let codec = KeyCodec::V2 { mode: Mode::Txn, keyspace: KeyspaceId::DEFAULT };
+        codec.wire_key(Bytes::from(user.to_string()))
     }
 
     pub fn wire(&self, user: &str) -> Bytes {
@@ -90,7 +108,11 @@ impl World {
 
     /// Cuts the region that holds `user`; the right part is new and led by `leader`.
     pub fn split(&self, user: &str, leader: u64) {
-        let at = self.wire(user);
+        self.split_at(self.wire(user), leader);
+    }
+
+    /// The same at a wire key.
+    pub fn split_at(&self, at: Bytes, leader: u64) {
         let mut regions = self.regions.lock();
         let id = regions.iter().map(|r| r.id).max().unwrap_or(0) + 1;
         let index = regions.iter().position(|r| r.start < at && (r.end.is_empty() || at < r.end)).unwrap();
@@ -192,6 +214,17 @@ impl Cluster {
 
     pub async fn client_with(&self, config: Config) -> RawClient {
         RawClient::with_config([self.scheduler.address.to_string()], config).await.unwrap()
+    }
+}
+
+/// A transactional client of the cluster.
+impl Cluster {
+    pub async fn txn_client(&self) -> TransactionClient {
+        self.txn_client_with(Config::default()).await
+    }
+
+    pub async fn txn_client_with(&self, config: Config) -> TransactionClient {
+        TransactionClient::with_config([self.scheduler.address.to_string()], config).await.unwrap()
     }
 }
 

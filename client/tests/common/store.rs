@@ -30,6 +30,17 @@ pub fn start(world: Arc<World>, id: u64) -> Server {
     serve(|_| tonic::transport::Server::builder().add_service(service))
 }
 
+/// What tests call a request that they lose or hold back.
+fn name_of(command: &Cmd) -> &'static str {
+    match command {
+        Cmd::Prewrite(_) => "Prewrite",
+        Cmd::Commit(_) => "Commit",
+        Cmd::PessimisticLock(_) => "PessimisticLock",
+        Cmd::ResolveLock(_) => "ResolveLock",
+        _ => "other",
+    }
+}
+
 fn inside(region: &Region, key: &Bytes) -> bool {
     region.start <= *key && (region.end.is_empty() || *key < region.end)
 }
@@ -122,6 +133,94 @@ impl Store {
                 }
                 Reply::RawDeleteRange(RawDeleteRangeResponse { region_error, ..Default::default() })
             }
+            other => self.transact(other),
+        }
+    }
+
+    /// Executes a transactional request.
+    fn transact(&self, command: Cmd) -> Reply {
+        macro_rules! answer {
+            ($variant:ident, $reply:ident, $q:expr, $keys:expr, |$data:ident| $run:expr) => {{
+                self.world.seen.lock().push(stringify!($variant));
+                let region_error = self.check($q.context.as_ref(), $keys);
+                if region_error.is_some() {
+                    return Reply::$variant($reply { region_error, ..Default::default() });
+                }
+                let $data = &mut *self.world.txn.lock();
+                Reply::$variant($run)
+            }};
+        }
+        let keys_of = |mutations: &[Mutation]| mutations.iter().map(|m| m.key.clone()).collect::<Vec<_>>();
+        let inside_of = |context: Option<&Context>| {
+            let region_id = context.map_or(0, |context| context.region_id);
+            let region = self.world.regions.lock().iter().find(|r| r.id == region_id).cloned();
+            move |key: &Bytes| region.as_ref().is_some_and(|region| inside(region, key))
+        };
+        match command {
+            Cmd::Get(q) => answer!(Get, GetResponse, q, &[&q.key], |data| data.get(&q)),
+            Cmd::BatchGet(q) => {
+                let keys: Vec<&Bytes> = q.keys.iter().collect();
+                answer!(BatchGet, BatchGetResponse, q, &keys, |data| data.batch_get(&q))
+            }
+            Cmd::Scan(q) => {
+                let lower = if q.reverse { &q.end_key } else { &q.start_key };
+                answer!(Scan, ScanResponse, q, &[lower], |data| data.scan(&q))
+            }
+            Cmd::Prewrite(q) => {
+                let keys = keys_of(&q.mutations);
+                let keys: Vec<&Bytes> = keys.iter().collect();
+                answer!(Prewrite, PrewriteResponse, q, &keys, |data| data.prewrite(&q))
+            }
+            Cmd::Commit(q) => {
+                let keys: Vec<&Bytes> = q.keys.iter().collect();
+                answer!(Commit, CommitResponse, q, &keys, |data| data.commit(&q))
+            }
+            Cmd::BatchRollback(q) => {
+                let keys: Vec<&Bytes> = q.keys.iter().collect();
+                answer!(BatchRollback, BatchRollbackResponse, q, &keys, |data| data.batch_rollback(&q))
+            }
+            Cmd::PessimisticLock(q) => {
+                let keys = keys_of(&q.mutations);
+                let keys: Vec<&Bytes> = keys.iter().collect();
+                answer!(PessimisticLock, PessimisticLockResponse, q, &keys, |data| data.pessimistic_lock(&q))
+            }
+            Cmd::PessimisticRollback(q) => {
+                let keys: Vec<&Bytes> = q.keys.iter().collect();
+                answer!(PessimisticRollback, PessimisticRollbackResponse, q, &keys, |data| {
+                    data.pessimistic_rollback(&q);
+                    PessimisticRollbackResponse::default()
+                })
+            }
+            Cmd::TxnHeartBeat(q) => {
+                answer!(TxnHeartBeat, TxnHeartBeatResponse, q, &[&q.primary_lock], |data| data.heart_beat(&q))
+            }
+            Cmd::CheckTxnStatus(q) => {
+                answer!(CheckTxnStatus, CheckTxnStatusResponse, q, &[&q.primary_key], |data| {
+                    data.check_txn_status(&q)
+                })
+            }
+            Cmd::CheckSecondaryLocks(q) => {
+                let keys: Vec<&Bytes> = q.keys.iter().collect();
+                answer!(CheckSecondaryLocks, CheckSecondaryLocksResponse, q, &keys, |data| {
+                    data.check_secondary_locks(&q)
+                })
+            }
+            Cmd::ResolveLock(q) => {
+                let keys: Vec<&Bytes> = q.keys.iter().collect();
+                let inside = inside_of(q.context.as_ref());
+                answer!(ResolveLock, ResolveLockResponse, q, &keys, |data| {
+                    data.resolve_lock(&q, inside);
+                    ResolveLockResponse::default()
+                })
+            }
+            Cmd::ScanLock(q) => {
+                let inside = inside_of(q.context.as_ref());
+                answer!(ScanLock, ScanLockResponse, q, &[&q.start_key], |data| data.scan_lock(&q, inside))
+            }
+            Cmd::DeleteRange(q) => answer!(DeleteRange, DeleteRangeResponse, q, &[&q.start_key], |data| {
+                data.delete_range(&q);
+                DeleteRangeResponse::default()
+            }),
             other => panic!("the client sent {other:?}"),
         }
     }
@@ -184,10 +283,25 @@ impl Tikv for Store {
                 if store.world.mute.load(SeqCst) {
                     continue;
                 }
-                let answer = |request: batch_commands_request::Request| Answer {
-                    cmd: Some(store.execute(request.cmd.expect("a command"))),
-                };
-                let responses = frame.requests.into_iter().map(answer).collect();
+                let mut lost = false;
+                let mut responses = Vec::new();
+                for request in frame.requests {
+                    let command = request.cmd.expect("a command");
+                    let name = name_of(&command);
+                    while store.world.hold.lock().contains(&name) {
+                        tokio::task::yield_now().await;
+                    }
+                    responses.push(Answer { cmd: Some(store.execute(command)) });
+                    let mut lose = store.world.lose.lock();
+                    if let Some(at) = lose.iter().position(|lose| *lose == name) {
+                        lose.remove(at);
+                        lost = true;
+                    }
+                }
+                if lost {
+                    let _ = replies.send(Err(Status::unavailable("the test loses the answer"))).await;
+                    return;
+                }
                 let request_ids = frame.request_ids;
                 let reply = BatchCommandsResponse { responses, request_ids, ..Default::default() };
                 if replies.send(Ok(reply)).await.is_err() {
