@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use super::{Changes, Command, Cx, Done, newest};
 use crate::txn::error::{Conflict, ConflictReason, TxnError, TxnResult};
-use crate::txn::mvcc::{CommitRecord, Key, Lock, LockKind, Version, WriteKind};
+use crate::txn::mvcc::{CommitRecord, Key, Lock, LockKind, Version, Write, WriteKind};
 
 /// A key to claim.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -113,7 +113,10 @@ impl AcquirePessimisticLock {
         let with_conflict = self.lock_with_conflict && self.for_update_ts < lock.for_update_ts;
         let read_ts = if with_conflict { lock.for_update_ts } else { self.for_update_ts };
         let conflict_ts = if with_conflict { lock.for_update_ts } else { 0 };
-        let current = self.current(cx, claim, key, read_ts, conflict_ts)?;
+        let current = match self.wants_data(claim, conflict_ts) {
+            true => cx.reader.version(key, read_ts)?,
+            false => None,
+        };
         let claimed = self.claimed(cx, claim, key, current.as_ref(), conflict_ts)?;
         if lock.is_pessimistic() && self.for_update_ts > lock.for_update_ts {
             let renewed = Lock {
@@ -137,39 +140,43 @@ impl AcquirePessimisticLock {
         key: &mut Key,
         changes: &mut Changes,
     ) -> TxnResult<ClaimedKey> {
-        let newest = cx.reader.seek_write(key, u64::MAX)?;
-        let newest_ts = newest.as_ref().map_or(0, |newest| newest.commit_ts);
-        let conflict_ts = if newest_ts > self.for_update_ts { newest_ts } else { 0 };
-        if let Some(newest) = &newest {
-            self.check_newest(cx, claim, key, newest)?;
+        let (newest_ts, newest) = cx.reader.seek_committed(key)?;
+        if newest_ts >= self.start_ts {
+            self.check_newer(cx, claim, key, newest.as_ref())?;
         }
-        let current = self.current(cx, claim, key, u64::MAX, conflict_ts)?;
+        let conflict_ts = newest.as_ref().map_or(0, |newest| newest.commit_ts);
+        let conflict_ts = if conflict_ts > self.for_update_ts { conflict_ts } else { 0 };
+        let current = match &newest {
+            _ if !self.wants_data(claim, conflict_ts) => None,
+            Some(newest) if newest.write.kind.has_data() => Some(newest.clone()),
+            _ => cx.reader.version(key, u64::MAX)?,
+        };
         let claimed = self.claimed(cx, claim, key, current.as_ref(), conflict_ts)?;
         if self.lock_only_if_exists && !claimed.exists {
             return Ok(claimed);
         }
-        let last_change_ts = match (&newest, &current) {
-            (_, Some(data)) => data.commit_ts,
-            (Some(Version { commit_ts, write }), None) => match write.kind {
-                WriteKind::Put | WriteKind::Delete => *commit_ts,
-                WriteKind::Lock => write.last_change_ts,
-                WriteKind::Rollback => 0,
-            },
-            (None, None) => 0,
-        };
+        let data = current.or(newest);
         let lock = Lock {
             for_update_ts: self.for_update_ts.max(conflict_ts),
             min_commit_ts: self.min_commit_ts,
-            last_change_ts,
+            last_change_ts: data.map_or(0, |version| version.data_ts()),
             ..Lock::new(LockKind::Pessimistic, self.start_ts, self.primary.clone(), self.ttl)
         };
         changes.put_lock(key, &lock);
         Ok(claimed)
     }
 
-    /// Fails when the transaction has ended on this key, or when another one was faster.
-    fn check_newest(&self, cx: &mut Cx<'_>, claim: &Claim, key: &mut Key, newest: &Version) -> TxnResult<()> {
-        if newest.commit_ts > self.for_update_ts {
+    /// Fails when another transaction was faster, or when this one has ended on the key. `newest` is the newest version.
+    fn check_newer(
+        &self,
+        cx: &mut Cx<'_>,
+        claim: &Claim,
+        key: &mut Key,
+        newest: Option<&Version>,
+    ) -> TxnResult<()> {
+        if let Some(newest) = newest
+            && newest.commit_ts > self.for_update_ts
+        {
             if !self.lock_with_conflict {
                 return Err(self.conflict(claim, newest, ConflictReason::PessimisticRetry));
             }
@@ -178,26 +185,16 @@ impl AcquirePessimisticLock {
                 return Err(TxnError::Committed { start_ts: self.start_ts, commit_ts });
             }
         }
-        if newest.commit_ts >= self.start_ts && cx.reader.is_rolled_back(key, self.start_ts)? {
-            return Err(self.conflict(claim, newest, ConflictReason::SelfRolledBack));
+        if cx.reader.is_rolled_back(key, self.start_ts)? {
+            let own = Version { commit_ts: self.start_ts, write: Write::rollback(self.start_ts) };
+            return Err(self.conflict(claim, &own, ConflictReason::SelfRolledBack));
         }
         Ok(())
     }
 
-    /// The newest version with data up to `ts`, when anybody wants to know.
-    fn current(
-        &self,
-        cx: &mut Cx<'_>,
-        claim: &Claim,
-        key: &mut Key,
-        ts: u64,
-        conflict_ts: u64,
-    ) -> TxnResult<Option<Version>> {
-        let wanted = self.return_values || self.check_existence || claim.must_not_exist || conflict_ts > 0;
-        if !wanted {
-            return Ok(None);
-        }
-        Ok(cx.reader.version(key, ts)?)
+    /// Whether anybody wants to know what the key holds.
+    fn wants_data(&self, claim: &Claim, conflict_ts: u64) -> bool {
+        self.return_values || self.check_existence || claim.must_not_exist || conflict_ts > 0
     }
 
     /// The answer for a key whose newest data is `current`.

@@ -186,6 +186,11 @@ impl Prewrite {
         }
         let Some(newest) = newest else { return Ok(Some(0)) };
         out.floor = out.floor.max(newest.commit_ts.saturating_add(1));
+        let newest = match newest.write.kind {
+            WriteKind::Rollback => cx.reader.seek_committed(key)?.1,
+            _ => Some(newest),
+        };
+        let Some(newest) = newest else { return Ok(Some(0)) };
         let free = match self.is_pessimistic() {
             true => m.pessimistic == PessimisticAction::Skip,
             false => self.skip_constraint_check,
@@ -197,11 +202,7 @@ impl Prewrite {
             };
             return Err(self.conflict(m, &newest, reason));
         }
-        Ok(Some(match newest.write.kind {
-            WriteKind::Put | WriteKind::Delete => newest.commit_ts,
-            WriteKind::Lock => newest.write.last_change_ts,
-            WriteKind::Rollback => 0,
-        }))
+        Ok(Some(newest.data_ts()))
     }
 
     fn check_existence(&self, cx: &mut Cx<'_>, m: &Mutation, key: &mut Key) -> TxnResult<()> {

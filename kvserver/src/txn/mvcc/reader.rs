@@ -20,6 +20,18 @@ pub struct Version {
     pub write: Write,
 }
 
+impl Version {
+    /// Where the newest data at or below this record is: the commit timestamp of a put or a delete; 0 when it is not
+    /// known.
+    pub fn data_ts(&self) -> u64 {
+        match self.write.kind {
+            WriteKind::Put | WriteKind::Delete => self.commit_ts,
+            WriteKind::Lock => self.write.last_change_ts,
+            WriteKind::Rollback => 0,
+        }
+    }
+}
+
 /// What became of a transaction on one key, as far as `write` knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CommitRecord {
@@ -65,14 +77,20 @@ impl<'a> Reader<'a> {
         here(&**writes, key)
     }
 
-    /// The next older record of the key that [`Reader::seek_write`] found.
-    pub fn next_write(&mut self, key: &Key) -> Result<Option<Version>, EngineError> {
+    /// The timestamp of the newest record of a key, 0 without any, and the newest one that is no rollback: those change
+    /// nothing.
+    pub fn seek_committed(&mut self, key: &mut Key) -> Result<(u64, Option<Version>), EngineError> {
         let writes = self.writes()?;
-        if !writes.valid() {
-            return Ok(None);
+        writes.seek(key.at(u64::MAX));
+        let mut newest_ts = 0;
+        while let Some(ts) = commit_ts_here(&**writes, key)? {
+            newest_ts = newest_ts.max(ts);
+            if WriteRef::parse(writes.value())?.kind != WriteKind::Rollback {
+                return Ok((newest_ts, here(&**writes, key)?));
+            }
+            writes.next();
         }
-        writes.next();
-        here(&**writes, key)
+        Ok((newest_ts, None))
     }
 
     /// The newest version with data at or before `ts`: a put or a delete. Copies no record but that one.
