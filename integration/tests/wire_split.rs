@@ -248,9 +248,7 @@ async fn transactional_calls_say_that_they_are_not_served() {
     let at = regions.of(&raw_key("m")).await.expect("a region");
     let channel = tonic::transport::Channel::from_shared(format!("http://{}", cluster.stores[0].address));
     let channel = channel.expect("an address").connect().await.expect("a connection");
-    for path in
-        ["/tikvpb.Tikv/KvGet", "/tikvpb.Tikv/Coprocessor", "/debugpb.Debug/Get", "/deadlock.Deadlock/Detect"]
-    {
+    for path in ["/tikvpb.Tikv/KvGC", "/tikvpb.Tikv/Coprocessor", "/debugpb.Debug/Get"] {
         let mut grpc = tonic::client::Grpc::new(channel.clone());
         grpc.ready().await.expect("a channel");
         let codec = tonic_prost::ProstCodec::<pb::GetRequest, pb::GetResponse>::default();
