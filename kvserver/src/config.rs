@@ -11,10 +11,12 @@ use kvproto::kvrpcpb::ApiVersion;
 use serde::{Deserialize, Serialize};
 
 pub mod coprocessor;
+pub mod gc;
 pub mod nearest;
 pub mod units;
 
 pub use coprocessor::CoprocessorConfig;
+pub use gc::GcConfig;
 pub use units::{ReadableDuration, ReadableSize};
 
 use crate::engine::EngineConfig;
@@ -43,6 +45,7 @@ pub struct Config {
     pub raftstore: RaftstoreConfig,
     pub coprocessor: CoprocessorConfig,
     pub readpool: ReadPoolConfig,
+    pub gc: GcConfig,
     pub log: LogConfig,
 }
 
@@ -362,6 +365,7 @@ impl Config {
             return invalid("readpool.max-thread-count", "must not be 0");
         }
         self.coprocessor.validate().map_err(|(key, message)| ConfigError::Invalid { key, message })?;
+        self.gc.validate().map_err(|(key, message)| ConfigError::Invalid { key, message })?;
         if let Err(message) = self.raft(0).validate() {
             return Err(ConfigError::Invalid { key: "raftstore", message });
         }

@@ -21,6 +21,7 @@ use super::recovery::RecoveryError;
 use super::scheduler_client::{Bootstrap, Error, SchedulerClient};
 use super::snap::{SnapConfig, SnapError, SnapManager};
 use crate::clock;
+use crate::engine::filter::FilterSource;
 use crate::engine::log_store::{LogStore, LogWrite};
 use crate::engine::rocks::RocksEngine;
 use crate::engine::{Cf, Engine, EngineConfig, EngineError, RocksLogStore, WriteBatch, WriteOptions};
@@ -76,13 +77,14 @@ pub struct Disk {
 
 impl Disk {
     /// Opens `db/`, `raft/` and `snap/` in `dir`, which belongs to this process from now on. Blocks. `fatal` is
-    /// told when the disk fails later.
+    /// told when the disk fails later; `filters` say what compactions of the data may leave out.
     ///
     /// # Errors
     /// [`EngineError::InUse`] when another process has it, [`NodeError::Damaged`] when its data was found damaged.
     pub fn open(
         dir: &Path,
         engine: &EngineConfig,
+        filters: Option<Arc<dyn FilterSource>>,
         snap: SnapConfig,
         fatal: Fatal,
     ) -> Result<Disk, NodeError> {
@@ -90,7 +92,7 @@ impl Disk {
         damage::check(dir)?;
         let watcher = damage::watcher(dir, fatal);
         // The data engine is opened first: its lock stands for the whole directory.
-        let data = RocksEngine::open(&dir.join("db"), engine)?;
+        let data = RocksEngine::open_filtered(&dir.join("db"), engine, filters)?;
         data.watch(damage::share(&watcher));
         let log = RocksLogStore::open(&dir.join("raft"), engine)?;
         log.watch(damage::share(&watcher));

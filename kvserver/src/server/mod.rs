@@ -174,7 +174,7 @@ impl Server {
         let deadlocks = Deadlocks::start(store.clone(), stop.clone());
         let (detector, waits) = (Arc::new(deadlocks.clone()), LockWaitOptions::default());
         let txn =
-            Arc::new(Txn::new(TxnParts { storage, pool, oracle, timer, detector, waits, write_bytes_max }));
+            Arc::new(Txn::new(TxnParts { storage, pool, oracle, timer, detector, waits, safe_points, write_bytes_max }));
         let service = KvService::new(
             RawCommands::new(raw),
             TxnCommands::new(txn.clone()),

@@ -10,6 +10,7 @@ use super::key_check::TxnKeyRefusal;
 use super::mvcc::Lock;
 use crate::engine::EngineError;
 use crate::error::RegionError;
+use crate::safe_points::TooOld;
 
 /// A lock and the key it stands on, as it is on the wire.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -112,6 +113,12 @@ pub enum TxnError {
     ReplyTooLarge { max: usize },
     #[error("the server is stopping")]
     Stopping,
+}
+
+impl From<TooOld> for TxnError {
+    fn from(TooOld { ts, safe_point }: TooOld) -> TxnError {
+        TxnError::TooOld { ts, safe_point }
+    }
 }
 
 impl TxnError {

@@ -50,6 +50,9 @@ impl Txn {
         if let Err(refused) = self.check_keys(call, keys) {
             return Some(Err(refused));
         }
+        if let Err(refused) = self.unless_too_old(rules.ts, Ok(())) {
+            return Some(Err(refused));
+        }
         if !self.horizon.covers(rules.ts, &*self.timer) {
             return None;
         }
@@ -68,7 +71,7 @@ impl Txn {
             .and_then(|()| read(&mut Reader::new(&at.snapshot, ReadTier::Cache)));
         match read {
             Err(error) if error.is_not_cached() => None,
-            read => Some(read),
+            read => Some(self.unless_too_old(rules.ts, read)),
         }
     }
 
@@ -76,12 +79,14 @@ impl Txn {
     pub async fn get(&self, call: &TxnCall, key: Bytes, rules: ReadRules) -> TxnResult<Option<Found>> {
         let keys = vec![key];
         self.check_keys(call, &keys)?;
-        self.before_read(&keys, rules.ts).await?;
-        self.read(&call.ctx, 1, move |at, tier| {
+        let ts = rules.ts;
+        self.unless_too_old(ts, Ok(()))?;
+        self.before_read(&keys, ts).await?;
+        let found = self.read(&call.ctx, 1, move |at, tier| {
             in_region(&at.region, &keys[0])?;
             point_get::point_get(&mut Reader::new(&at.snapshot, tier), keys[0].clone(), &rules)
-        })
-        .await
+        });
+        self.unless_too_old(ts, found.await)
     }
 
     /// Those of `keys` that exist or are locked.
@@ -92,12 +97,14 @@ impl Txn {
         rules: ReadRules,
     ) -> TxnResult<Vec<BatchEntry>> {
         self.check_keys(call, &keys)?;
-        self.before_read(&keys, rules.ts).await?;
-        self.read(&call.ctx, keys.len(), move |at, tier| {
+        let ts = rules.ts;
+        self.unless_too_old(ts, Ok(()))?;
+        self.before_read(&keys, ts).await?;
+        let found = self.read(&call.ctx, keys.len(), move |at, tier| {
             keys.iter().try_for_each(|key| in_region(&at.region, key))?;
             point_get::batch_get(&mut Reader::new(&at.snapshot, tier), &keys, &rules)
-        })
-        .await
+        });
+        self.unless_too_old(ts, found.await)
     }
 
     /// What a range holds, as far as it lies in the region.
@@ -110,13 +117,15 @@ impl Txn {
     ) -> TxnResult<Scanned> {
         self.keys().api(call.api)?;
         range.upper = self.keys().range(call.api, &range.lower, range.upper)?;
-        self.before_scan(&range.lower, &range.upper, rules.ts).await?;
-        self.read(&call.ctx, range.limit, move |at: &RegionSnapshot, tier| {
+        let ts = rules.ts;
+        self.unless_too_old(ts, Ok(()))?;
+        self.before_scan(&range.lower, &range.upper, ts).await?;
+        let found = self.read(&call.ctx, range.limit, move |at: &RegionSnapshot, tier| {
             let mut scanned = Scanned::default();
             scan::scan(at, tier, &range, &rules, long, &mut scanned)?;
             Ok(scanned)
-        })
-        .await
+        });
+        self.unless_too_old(ts, found.await)
     }
 
     fn check_keys(&self, call: &TxnCall, keys: &[Bytes]) -> TxnResult<()> {

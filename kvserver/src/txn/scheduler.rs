@@ -35,6 +35,7 @@ use crate::clock::Now;
 use crate::engine::{EngineError, ReadTier};
 use crate::error::RegionError;
 use crate::raftstore::message::Callback;
+use crate::safe_points::SafePoints;
 use crate::storage::{self, RegionContext, RegionSnapshot, Storage};
 
 /// Slots of the latch table.
@@ -62,6 +63,8 @@ pub struct TxnParts {
     pub detector: Arc<dyn Detector>,
     /// How those who wait for locks are woken.
     pub waits: LockWaitOptions,
+    /// Below which nobody may read or begin to write.
+    pub safe_points: Arc<SafePoints>,
     /// Bytes that one write may have.
     pub write_bytes_max: usize,
 }
@@ -106,18 +109,19 @@ pub struct Txn {
     pub(super) horizon: Horizon,
     pub(super) detector: Arc<dyn Detector>,
     pub(super) waits: Arc<LockWaits>,
+    safe_points: Arc<SafePoints>,
     keys: TxnKeyCheck,
     write_bytes_max: usize,
 }
 
 impl Txn {
     pub fn new(parts: TxnParts) -> Txn {
-        let TxnParts { storage, pool, oracle, timer, detector, waits, write_bytes_max } = parts;
+        let TxnParts { storage, pool, oracle, timer, detector, waits, safe_points, write_bytes_max } = parts;
         let waits = LockWaits::new(waits);
         let keys = TxnKeyCheck { cluster: storage.api() };
         let (latches, max_ts) = (Latches::new(LATCH_SLOTS), Arc::default());
         let horizon = Horizon::default();
-        Txn { storage, pool, oracle, timer, latches, max_ts, horizon, detector, waits, keys, write_bytes_max }
+        Txn { storage, pool, oracle, timer, latches, max_ts, horizon, detector, waits, safe_points, keys, write_bytes_max }
     }
 
     /// The rules for keys of this cluster.
@@ -162,6 +166,7 @@ impl Txn {
         for key in &keys {
             self.keys.key(call.api, key)?;
         }
+        self.safe_points.check(command.begins_at())?;
         self.horizon.check(command.newest_ts(), &*self.oracle, &*self.timer).await?;
         Ok(keys)
     }
@@ -180,12 +185,14 @@ impl Txn {
         if command.needs_synced_max_ts() {
             self.sync_max_ts(&at).await?;
         }
+        let begins_at = command.begins_at();
         let (max_ts, command) = (self.max_ts.clone(), command.clone());
         let process = move |at: &RegionSnapshot, tier| {
             let mut cx = Cx { reader: Reader::new(&at.snapshot, tier), max_ts: &max_ts };
             command.process(&mut cx)
         };
-        let done = self.read_at(at.clone(), keys.len(), process).await?;
+        let done = self.read_at(at.clone(), keys.len(), process).await;
+        let done = self.unless_too_old(begins_at, done)?;
         if done.write.bytes() > self.write_bytes_max {
             let (region_id, bytes) = (call.ctx.region_id, done.write.bytes() as u64);
             return Err(RegionError::RaftEntryTooLarge { region_id, bytes }.into());
@@ -339,6 +346,12 @@ impl Txn {
                 Err(_) => self.timer.sleep(ORACLE_PAUSE_MS).await,
             }
         }
+    }
+
+    /// What was read at `ts`, unless versions that count at `ts` may have been dropped meanwhile.
+    pub(super) fn unless_too_old<T>(&self, ts: u64, read: TxnResult<T>) -> TxnResult<T> {
+        self.safe_points.check(ts)?;
+        read
     }
 
     /// What a read at `ts` of `keys` has to do before its snapshot: after this no transaction commits below `ts` on them

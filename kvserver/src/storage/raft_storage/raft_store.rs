@@ -30,7 +30,8 @@ use super::transport::{GrpcTransport, LostStores, Network};
 use super::{RaftStorage, RegionContext, Storage};
 use crate::clock;
 use crate::config::{Config, Placement};
-use crate::engine::EngineStats;
+use crate::engine::filter::FilterSource;
+use crate::engine::{Engine, EngineStats};
 use crate::error::RegionResult;
 use crate::raftstore::apply::Applier;
 use crate::raftstore::bootstrap::Found;
@@ -83,9 +84,13 @@ pub struct RaftStore {
 impl RaftStore {
     /// Starts a store. `config` is resolved and valid, and its `advertise-addr` and `status-addr` are where this
     /// store will answer. Waits for the scheduler as long as it does not answer. `fatal` is called when the store
-    /// cannot go on and its process should end. Needs a tokio runtime.
-    pub async fn start(config: &Config, fatal: Fatal) -> Result<Arc<RaftStore>, NodeError> {
-        let disk = open(config, fatal.clone()).await?;
+    /// cannot go on and its process should end; `filters` say what compactions may leave out. Needs a tokio runtime.
+    pub async fn start(
+        config: &Config,
+        filters: Option<Arc<dyn FilterSource>>,
+        fatal: Fatal,
+    ) -> Result<Arc<RaftStore>, NodeError> {
+        let disk = open(config, filters, fatal.clone()).await?;
         let scheduler = connect(&config.pd.endpoints).await?;
         let mut raft = config.raft(0);
         let introduction = introduction(config);
@@ -115,6 +120,11 @@ impl RaftStore {
     /// Counters of messages and snapshots.
     pub fn counters(&self) -> &Counters {
         &self.network.counters
+    }
+
+    /// The data, for background work that goes over all of it.
+    pub fn engine(&self) -> Arc<dyn Engine> {
+        self.disk.engine.clone()
     }
 
     /// The connection to the scheduler.
@@ -221,7 +231,11 @@ async fn blocking<T: Send + 'static>(
     done.map_err(|e| NodeError::Thread(std::io::Error::other(e)))?
 }
 
-async fn open(config: &Config, fatal: Fatal) -> Result<Disk, NodeError> {
+async fn open(
+    config: &Config,
+    filters: Option<Arc<dyn FilterSource>>,
+    fatal: Fatal,
+) -> Result<Disk, NodeError> {
     let snap = SnapConfig {
         sending_max: u32::try_from(config.server.concurrent_send_snap_limit).unwrap_or(u32::MAX),
         receiving_max: u32::try_from(config.server.concurrent_recv_snap_limit).unwrap_or(u32::MAX),
@@ -229,7 +243,7 @@ async fn open(config: &Config, fatal: Fatal) -> Result<Disk, NodeError> {
         ..SnapConfig::default()
     };
     let (dir, engine) = (config.storage.data_dir.clone(), config.engine());
-    blocking(move || Disk::open(&dir, &engine, snap, fatal)).await
+    blocking(move || Disk::open(&dir, &engine, filters, snap, fatal)).await
 }
 
 /// Connects to the scheduler; tries until it answers.

@@ -67,6 +67,10 @@ impl Command for AcquirePessimisticLock {
         self.claims.iter().map(|claim| claim.key.clone()).collect()
     }
 
+    fn begins_at(&self) -> u64 {
+        self.start_ts
+    }
+
     fn newest_ts(&self) -> u64 {
         newest([self.start_ts, self.for_update_ts, self.min_commit_ts])
     }

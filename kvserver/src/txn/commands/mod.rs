@@ -123,6 +123,12 @@ pub trait Command: Send + Sync + 'static {
         0
     }
 
+    /// The start timestamp of a transaction that wants to take locks: one that began before the safe point may not. For
+    /// what ends transactions, which is always allowed, [`u64::MAX`].
+    fn begins_at(&self) -> u64 {
+        u64::MAX
+    }
+
     /// Reads and decides. May run again on the same snapshot when what it needs was not in memory.
     fn process(&self, cx: &mut Cx<'_>) -> TxnResult<Done<Self::Answer>>;
 }

@@ -337,6 +337,10 @@ impl Command for Prewrite {
         self.secondaries.is_some() || self.try_one_pc
     }
 
+    fn begins_at(&self) -> u64 {
+        self.start_ts
+    }
+
     fn newest_ts(&self) -> u64 {
         self.start_ts.max(self.for_update_ts).max(self.min_commit_ts)
     }

@@ -3,7 +3,9 @@
 //! `filter` decides which records nobody needs, `compaction_filter` lets compactions leave them out, `walk` looks
 //! at what compactions do not reach, `worker` is the thread that removes things.
 
+pub mod cleaner;
 pub mod compaction_filter;
+pub mod driver;
 pub mod filter;
 pub mod walk;
 pub mod worker;

@@ -18,6 +18,7 @@ use crate::error::RegionResult;
 use crate::raftstore::message::WriteSet;
 use crate::raftstore::message::write_set::{self, Entry};
 use crate::raftstore::meta::region_view::RegionMeta;
+use crate::safe_points::SafePoints;
 use crate::txn::commands::{Commit, Mutation, MutationOp, PessimisticAction, Prewrite, Prewritten};
 use crate::txn::deadlock::LocalDetector;
 use crate::txn::mvcc::rules::ReadRules;
@@ -115,6 +116,7 @@ struct Bench {
     store: Arc<Store>,
     world: Arc<World>,
     txn: Arc<Txn>,
+    safe_points: Arc<SafePoints>,
 }
 
 fn bench(ts: u64) -> Bench {
@@ -124,6 +126,7 @@ fn bench(ts: u64) -> Bench {
     let engine = MemEngine::new();
     let store = Store { engine, region, term: 1.into(), hold: false.into(), held: Mutex::default() };
     let (store, world) = (Arc::new(store), Arc::new(World { ts: ts.into(), asked: 0.into() }));
+    let safe_points: Arc<SafePoints> = Arc::default();
     let txn = Txn::new(TxnParts {
         storage: store.clone(),
         pool: world.clone(),
@@ -131,9 +134,10 @@ fn bench(ts: u64) -> Bench {
         timer: world.clone(),
         detector: Arc::new(LocalDetector::new(world.clone())),
         waits: LockWaitOptions::default(),
+        safe_points: safe_points.clone(),
         write_bytes_max: 1 << 20,
     });
-    Bench { store, world, txn: Arc::new(txn) }
+    Bench { store, world, txn: Arc::new(txn), safe_points }
 }
 
 impl Bench {
@@ -320,4 +324,37 @@ fn timestamps_that_nobody_handed_out_are_refused() {
     assert!(matches!(now(b.run(prewrite("k", 101))), Err(TxnError::FromTheFuture { ts: 101, now: 100 })));
     assert!(matches!(now(b.reader("k", 1 << 60)), Err(TxnError::FromTheFuture { .. })));
     assert_eq!(b.txn.max_ts().get(), 0, "nothing was raised");
+}
+
+#[test]
+fn below_the_safe_point_nobody_reads_or_begins_and_everybody_may_end() {
+    let b = bench(100);
+    now(b.run(prewrite("k", 10))).unwrap();
+    b.safe_points.raise(20, 0);
+    let get = |ts| {
+        let (txn, call) = (b.txn.clone(), b.call());
+        now(async move { txn.get(&call, "other".into(), ReadRules::at(ts)).await }.boxed())
+    };
+    assert!(matches!(get(19), Err(TxnError::TooOld { ts: 19, safe_point: 20 })));
+    assert!(get(20).unwrap().is_none());
+    let at_once = b.txn.get_now(&b.call(), &"other".into(), &ReadRules::at(19));
+    assert!(matches!(at_once, Some(Err(TxnError::TooOld { .. }))));
+    assert!(matches!(now(b.run(prewrite("l", 19))), Err(TxnError::TooOld { .. })));
+    now(b.run(prewrite("l", 20))).unwrap();
+    assert_eq!(now(b.run(Commit { start_ts: 10, commit_ts: 30, keys: vec!["k".into()] })).unwrap(), 30);
+}
+
+/// Compactions do not spare what a reader's snapshot shows: the safe point is looked at again after the read.
+#[test]
+fn a_safe_point_that_moves_while_somebody_reads_counts() {
+    let b = bench(100);
+    let points = b.safe_points.clone();
+    let moving = move |_: &RegionSnapshot, _| {
+        points.raise(50, 50);
+        Ok(())
+    };
+    let at = b.store.lease_snapshot(&b.call().ctx).unwrap().unwrap();
+    let read = b.txn.read_at(at, 1, moving).now_or_never().unwrap();
+    assert!(matches!(b.txn.unless_too_old(49, read), Err(TxnError::TooOld { .. })));
+    assert!(b.txn.unless_too_old(50, Ok(())).is_ok());
 }
