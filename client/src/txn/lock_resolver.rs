@@ -43,7 +43,7 @@ pub struct Resolved {
 /// Resolves locks. Cheap to clone.
 #[derive(Clone)]
 pub struct LockResolver {
-    executor: Arc<Executor>,
+    pub(super) executor: Arc<Executor>,
     known: Arc<Mutex<Known>>,
     /// The locks may be of clients in any API.
     any_api: bool,

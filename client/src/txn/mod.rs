@@ -4,6 +4,7 @@
 //! transactions are dealt with; the other files send what these two ask for.
 
 mod buffer;
+mod cleanup;
 mod client;
 mod commit;
 pub mod committer;

@@ -5,8 +5,11 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
+use kvproto::kvrpcpb::ApiVersion;
+
 use super::edge::SchedulerOracle;
-use super::{Listeners, Server, StartError, standalone};
+use super::gc::Gc;
+use super::{Listeners, Role, Server, StartError, standalone};
 use crate::config::Config;
 use crate::engine::EngineError;
 use crate::metrics::Metrics;
@@ -14,6 +17,9 @@ use crate::raftstore::node::NodeError;
 use crate::raftstore::raft_worker::Fatal;
 use crate::raftstore::recovery::RecoveryError;
 use crate::storage::raft_storage::RaftStore;
+use crate::storage::store::Store as _;
+use crate::txn::edge::Oracle;
+use crate::txn::gc::compaction_filter::Filters;
 
 impl Server {
     /// Starts a store of the cluster that `pd.endpoints` leads to. Waits for the scheduler as long as it does not
@@ -27,11 +33,26 @@ impl Server {
             tracing::error!(reason, "the store cannot go on");
             failed.send_replace(Some(reason));
         });
-        let store = RaftStore::start(&config, fatal).await.map_err(|e| StartError::Store(with_advice(&e)))?;
+        let filters = Filters::default();
+        let store = RaftStore::start(&config, Some(Arc::new(filters.clone())), fatal).await;
+        let store = store.map_err(|e| StartError::Store(with_advice(&e)))?;
         let metrics = Metrics::new()?;
         store.counters().register(metrics.registry())?;
-        let oracle = Arc::new(SchedulerOracle(store.scheduler().clone()));
-        Server::serve(config, listeners, store, oracle, metrics, "store", failure)
+        let oracle: Arc<dyn Oracle> = Arc::new(SchedulerOracle(store.scheduler().clone()));
+        let role = Role { name: "store", oracle: oracle.clone(), safe_points: filters.safe_points.clone() };
+        // Only a v2 cluster has transactions.
+        let gc = match store.storage().api() {
+            ApiVersion::V2 => {
+                let (endpoints, config) = (&config.pd.endpoints, config.gc.clone());
+                Some(Gc::learn(endpoints, filters, config, store.clone(), oracle).await?)
+            }
+            _ => None,
+        };
+        let mut server = Server::serve(config, listeners, store, role, metrics.clone(), failure)?;
+        if let Some(gc) = gc {
+            server.gc = Some(gc.start(metrics.registry(), &mut server.tasks, &server.stop)?);
+        }
+        Ok(server)
     }
 }
 

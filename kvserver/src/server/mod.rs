@@ -17,8 +17,10 @@ use tonic::service::Routes;
 use crate::clock;
 use crate::config::{Compression, Config, ConfigError};
 use crate::metrics::Metrics;
+use crate::safe_points::SafePoints;
 use crate::storage::store::Store;
 use crate::txn::edge::Oracle;
+use crate::txn::gc::worker::GcWorker;
 use crate::txn::lock_waits::LockWaitOptions;
 use crate::txn::raw::Raw;
 use crate::txn::scheduler::{Txn, TxnParts};
@@ -29,6 +31,7 @@ mod clustered;
 pub mod convert;
 pub mod deadlock_service;
 pub mod edge;
+mod gc;
 mod grpc_threads;
 pub mod health;
 pub mod kv_service;
@@ -74,8 +77,17 @@ pub struct Server {
     store: Arc<dyn Store>,
     stop: CancellationToken,
     tasks: JoinSet<()>,
+    /// Removes garbage; `None` for a server that collects none.
+    gc: Option<GcWorker>,
     /// Why the store cannot go on, once it cannot.
     failure: watch::Receiver<Option<String>>,
+}
+
+/// What a server is, and where its transactions get their timestamps and their limits from.
+struct Role {
+    name: &'static str,
+    oracle: Arc<dyn Oracle>,
+    safe_points: Arc<SafePoints>,
 }
 
 /// Sockets that are taken before anything else happens.
@@ -155,11 +167,11 @@ impl Server {
         config: Config,
         listeners: Listeners,
         store: Arc<dyn Store>,
-        oracle: Arc<dyn Oracle>,
+        role: Role,
         metrics: Arc<Metrics>,
-        role: &'static str,
         failure: watch::Receiver<Option<String>>,
     ) -> Result<Server, StartError> {
+        let Role { name: role, oracle, safe_points } = role;
         let (addr, status_addr) =
             (local(&listeners.grpc)?, listeners.status.as_ref().map(local).transpose()?);
         let max =
@@ -173,8 +185,16 @@ impl Server {
         let stop = CancellationToken::new();
         let deadlocks = Deadlocks::start(store.clone(), stop.clone());
         let (detector, waits) = (Arc::new(deadlocks.clone()), LockWaitOptions::default());
-        let txn =
-            Arc::new(Txn::new(TxnParts { storage, pool, oracle, timer, detector, waits, safe_points, write_bytes_max }));
+        let txn = Arc::new(Txn::new(TxnParts {
+            storage,
+            pool,
+            oracle,
+            timer,
+            detector,
+            waits,
+            safe_points,
+            write_bytes_max,
+        }));
         let service = KvService::new(
             RawCommands::new(raw),
             TxnCommands::new(txn.clone()),
@@ -205,7 +225,7 @@ impl Server {
             tasks.spawn(serve_http(listener, status::router(Arc::new(pages)), stop.clone()));
         }
         tracing::info!(%addr, store = store.store_id(), cluster = store.cluster_id(), role, "serving");
-        Ok(Server { addr, status_addr, pd_addr: None, store, stop, tasks, failure })
+        Ok(Server { addr, status_addr, pd_addr: None, store, stop, tasks, gc: None, failure })
     }
 
     /// Stops: leaders leave, open calls end, the store flushes. With `fast` leaders do not leave first.
@@ -219,8 +239,14 @@ impl Server {
             tracing::warn!("calls that were still open are cut off");
         }
         self.tasks.shutdown().await;
-        let store = self.store.clone();
-        let closed = tokio::task::spawn_blocking(move || store.close()).await;
+        let (store, gc) = (self.store.clone(), self.gc.take());
+        let close = move || {
+            if let Some(gc) = gc {
+                gc.stop();
+            }
+            store.close()
+        };
+        let closed = tokio::task::spawn_blocking(close).await;
         closed.map_err(|e| StartError::Store(e.to_string()))?.map_err(StartError::Store)
     }
 }

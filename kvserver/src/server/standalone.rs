@@ -13,7 +13,7 @@ use tonic::service::Routes;
 
 use super::standalone_pd::StandalonePd;
 use super::standalone_tso::Tso;
-use super::{Listeners, Server, StartError, bind, grpc_threads, health, local};
+use super::{Listeners, Role, Server, StartError, bind, grpc_threads, health, local};
 use crate::config::{Api, Config};
 use crate::engine::rocks::RocksEngine;
 use crate::engine::{Cf, Engine, WriteBatch, WriteOptions};
@@ -45,8 +45,8 @@ impl Server {
         let routes = Routes::new(PdServer::new(pd.clone()))
             .add_service(KeyspaceServer::new(pd))
             .add_service(health::service(store.clone()));
-        let mut server =
-            Server::serve(config, listeners, store, Arc::new(tso), Metrics::new()?, "standalone", never())?;
+        let role = Role { name: "standalone", oracle: Arc::new(tso), safe_points: Arc::default() };
+        let mut server = Server::serve(config, listeners, store, role, Metrics::new()?, never())?;
         server.tasks.spawn(grpc_threads::serve(pd_listener, routes, 1, server.stop.clone()));
         server.pd_addr = Some(pd_addr);
         Ok(server)

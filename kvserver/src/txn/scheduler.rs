@@ -121,7 +121,20 @@ impl Txn {
         let keys = TxnKeyCheck { cluster: storage.api() };
         let (latches, max_ts) = (Latches::new(LATCH_SLOTS), Arc::default());
         let horizon = Horizon::default();
-        Txn { storage, pool, oracle, timer, latches, max_ts, horizon, detector, waits, safe_points, keys, write_bytes_max }
+        Txn {
+            storage,
+            pool,
+            oracle,
+            timer,
+            latches,
+            max_ts,
+            horizon,
+            detector,
+            waits,
+            safe_points,
+            keys,
+            write_bytes_max,
+        }
     }
 
     /// The rules for keys of this cluster.

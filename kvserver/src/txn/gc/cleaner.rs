@@ -189,7 +189,8 @@ mod tests {
     fn view(id: u64, start: &'static str, end: &'static str, leads: bool) -> RegionView {
         let region = metapb::Region { id, ..Default::default() };
         let meta = Arc::new(RegionMeta { region, start: start.into(), end: end.into() });
-        let (me, other) = (metapb::Peer { id: 1, ..Default::default() }, metapb::Peer { id: 2, ..Default::default() });
+        let (me, other) =
+            (metapb::Peer { id: 1, ..Default::default() }, metapb::Peer { id: 2, ..Default::default() });
         RegionView::new(meta, me, Some(if leads { me } else { other }), 5, leads)
     }
 

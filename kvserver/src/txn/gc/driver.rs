@@ -95,7 +95,8 @@ mod tests {
 
         fn resolve_locks(&self, up_to: u64) -> BoxFuture<'_, Result<u64, String>> {
             self.calls.lock().push(format!("resolve {up_to}"));
-            let outcome = if *self.fails.lock() { Err("a region without a leader".to_string()) } else { Ok(2) };
+            let outcome =
+                if *self.fails.lock() { Err("a region without a leader".to_string()) } else { Ok(2) };
             async move { outcome }.boxed()
         }
 
@@ -126,7 +127,8 @@ mod tests {
         assert_eq!(turn(&next), Ok(true));
         assert_eq!((next.safe_points.txn(), next.safe_points.gc()), (10, 10));
         assert_eq!(turn(&next), Ok(false), "nothing is left to do");
-        let calls = ["advance txn", "resolve 10", "advance txn", "resolve 10", "advance gc 10", "advance txn"];
+        let calls =
+            ["advance txn", "resolve 10", "advance txn", "resolve 10", "advance gc 10", "advance txn"];
         assert_eq!(*fake.calls.lock(), calls);
     }
 

@@ -1,0 +1,46 @@
+//! Ends old transactions in the whole cluster: what has to happen before versions that they may need are removed.
+
+use bytes::Bytes;
+use kvproto::kvrpcpb::ScanLockRequest;
+use kvproto::ts::Timestamp;
+
+use super::key_error::Refusal;
+use super::lock_resolver::LockResolver;
+use super::resolution::Caller;
+use crate::bounds::successor;
+use crate::error::Result;
+use crate::request::plan::At;
+use crate::request::retry::Access;
+
+/// Locks asked for at once.
+const PAGE: u32 = 1024;
+
+impl LockResolver {
+    /// Ends all transactions that began at or before `up_to` and have locks in any region, those that are still at work
+    /// included. Returns how many locks there were. Each region is asked anew until its leader answers, for
+    /// [`Config::timeout`](crate::Config::timeout) at most; an error leaves the rest to a repetition.
+    pub async fn end_all(&self, up_to: Timestamp) -> Result<usize> {
+        let (mut start, mut count) = (Bytes::new(), 0);
+        loop {
+            let build = |_: &_| ScanLockRequest {
+                max_version: up_to.get(),
+                start_key: start.clone(),
+                limit: PAGE,
+                ..ScanLockRequest::default()
+            };
+            let call = self.executor.call(Access::Read);
+            let (region, reply) = self.executor.run(call, At::Key(&start), build).await?;
+            if let Some(error) = reply.error {
+                return Err(Refusal::new(error, up_to).into_error(up_to));
+            }
+            count += reply.locks.len();
+            let last = reply.locks.last().filter(|_| reply.locks.len() >= PAGE as usize);
+            let next = last.map_or_else(|| region.end.clone(), |last| successor(&last.key));
+            self.resolve(reply.locks, Caller::Force).await?;
+            if next.is_empty() {
+                return Ok(count);
+            }
+            start = next;
+        }
+    }
+}
