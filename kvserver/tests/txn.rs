@@ -6,6 +6,8 @@
 
 #[path = "txn/show.rs"]
 mod show;
+#[path = "txn/ts.rs"]
+mod ts;
 #[path = "txn/world.rs"]
 mod world;
 
@@ -26,7 +28,8 @@ use kvserver::txn::error::TxnResult;
 use kvserver::txn::mvcc::{self, Isolation, ReadRules, Reader, Scanned};
 use kvserver::txn::pairs::LongReply;
 use kvserver::txn::range::Scan;
-use world::{Ts, World};
+use ts::Ts;
+use world::World;
 
 /// Keys and lists of timestamps are parted by slashes. A value `long` is 300 bytes.
 #[derive(goldenscript::Command)]

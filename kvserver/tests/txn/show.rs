@@ -7,7 +7,7 @@ use kvserver::txn::error::{LockInfo, TxnError};
 use kvserver::txn::mvcc::inspect::KeyRecords;
 use kvserver::txn::mvcc::{Lock, Write};
 
-use super::world::Ts;
+use super::ts::Ts;
 
 /// A key or a value; long ones are abbreviated.
 pub fn text(bytes: &[u8]) -> String {
