@@ -11,6 +11,8 @@ mod scheduler;
 mod starts;
 #[path = "bad_input/stores.rs"]
 mod stores;
+#[path = "bad_input/transactions.rs"]
+mod transactions;
 
 use bytes::Bytes;
 use integration::cluster::regions::{Led, Regions, raw_key};

@@ -1,10 +1,11 @@
 //! The decoders under test, each with valid inputs and the promise that it keeps for all others.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use bytes::Bytes;
 use kvproto::key::{self, BoundaryForm};
-use kvproto::{keyspacepb, metapb, mvccpb, pdpb, raft_serverpb};
+use kvproto::{keyspacepb, kvrpcpb, metapb, mvccpb, pdpb, raft_serverpb};
 use kvserver::config::{Config, ReadableDuration, ReadableSize};
 use kvserver::engine::Cf;
 use kvserver::raftstore::message::peer_message::{Payload, PeerMessage};
@@ -12,6 +13,9 @@ use kvserver::raftstore::message::write_set::{self, Entry, WriteSet};
 use kvserver::raftstore::meta::values::{self, ApplyState, PeerState, RegionState, StoreIdent};
 use kvserver::raftstore::op::split::{SplitCommand, SplitPart};
 use kvserver::raftstore::snap::{FileCheck, Manifest, SnapFile, SnapKey};
+use kvserver::server::convert::txn::requests;
+use kvserver::txn::commands::Command;
+use kvserver::txn::mvcc::{self, Lock, LockKind, Write, WriteKind};
 use kvserver::txn::raw::value;
 use prost::Message;
 use raft::eraftpb;
@@ -21,13 +25,17 @@ use scheduler::kv::records::{self, MetaWrite};
 use super::Target;
 
 /// Everything that is fuzzed.
-pub const TARGETS: [Target; 12] = [
+pub const TARGETS: [Target; 16] = [
     Target { name: "raft-entry", corpus: entries, reseal: Some(reseal_be), check: check_entry },
     Target { name: "peer-message", corpus: messages, reseal: None, check: check_message },
     Target { name: "manifest", corpus: manifests, reseal: Some(reseal_le), check: check_manifest },
     Target { name: "snapshot-body", corpus: bodies, reseal: None, check: check_body },
     Target { name: "meta-value", corpus: meta_values, reseal: None, check: check_meta_value },
     Target { name: "raw-value", corpus: raw_values, reseal: None, check: check_raw_value },
+    Target { name: "lock", corpus: locks, reseal: None, check: check_lock },
+    Target { name: "version", corpus: versions, reseal: None, check: check_version },
+    Target { name: "long-value", corpus: long_values, reseal: None, check: check_long_value },
+    Target { name: "txn-request", corpus: txn_requests, reseal: None, check: check_txn_request },
     Target { name: "key", corpus: keys, reseal: None, check: check_key },
     Target { name: "boundary", corpus: keys, reseal: None, check: check_boundary },
     Target { name: "config", corpus: configs, reseal: None, check: check_config },
@@ -203,6 +211,101 @@ fn check_raw_value(input: &[u8]) {
             assert!(live.payload_at <= input.len() && live.ttl != Some(0));
         }
         let _payload_or_error = value::payload(Bytes::copy_from_slice(input), now);
+    }
+}
+
+fn locks() -> Vec<Vec<u8>> {
+    let bare = Lock::new(LockKind::Pessimistic, 5, Bytes::from_static(b"primary"), 3_000);
+    let full = Lock {
+        kind: LockKind::Put,
+        txn_size: u64::MAX,
+        min_commit_ts: 1 << 60,
+        short_value: Some("value".into()),
+        secondaries: Some(vec!["a".into(), "b".into()]),
+        ..bare.clone()
+    };
+    [bare, full].iter().map(Lock::encode).collect()
+}
+
+fn check_lock(input: &[u8]) {
+    let peeked = Lock::peek(input);
+    if let Ok(lock) = Lock::decode(Bytes::copy_from_slice(input)) {
+        assert_eq!(peeked, Some((lock.kind, lock.start_ts)), "a look at the head sees the same");
+        assert_eq!(Lock::decode(lock.encode().into()).expect("what was read is read again"), lock);
+        let _either = lock.is_expired(1 << 60);
+    }
+}
+
+fn versions() -> Vec<Vec<u8>> {
+    let put = Write { kind: WriteKind::Put, start_ts: 5, last_change_ts: 0, short_value: Some("v".into()) };
+    let long = Write { short_value: None, ..put.clone() };
+    let lock = Write { kind: WriteKind::Lock, last_change_ts: 1 << 60, short_value: None, ..put.clone() };
+    [put, long, lock, Write::rollback(u64::MAX)].iter().map(Write::encode).collect()
+}
+
+fn check_version(input: &[u8]) {
+    let peeked = Write::peek(input);
+    if let Ok(write) = Write::decode(Bytes::copy_from_slice(input)) {
+        assert_eq!(peeked, Some((write.kind, write.start_ts)), "a look at the head sees the same");
+        assert_eq!(Write::decode(write.encode().into()).expect("what was read is read again"), write);
+    }
+}
+
+fn long_values() -> Vec<Vec<u8>> {
+    vec![[&[mvcc::value::VALUE][..], b"a long value"].concat(), vec![mvcc::value::ROLLED_BACK]]
+}
+
+fn check_long_value(input: &[u8]) {
+    match mvcc::value::decode(Bytes::copy_from_slice(input)) {
+        Ok(mvcc::value::Record::Value(value)) => assert_eq!(value[..], input[1..]),
+        Ok(mvcc::value::Record::RolledBack) => assert_eq!(input, [mvcc::value::ROLLED_BACK]),
+        Err(error) => assert!(!error.to_string().is_empty()),
+    }
+}
+
+fn txn_requests() -> Vec<Vec<u8>> {
+    let mutation = kvrpcpb::Mutation { key: "k".into(), value: "v".into(), ..Default::default() };
+    let prewrite = kvrpcpb::PrewriteRequest {
+        mutations: vec![mutation.clone()],
+        primary_lock: "k".into(),
+        start_version: 5,
+        pessimistic_actions: vec![1],
+        for_update_ts: 6,
+        for_update_ts_constraints: vec![Default::default()],
+        ..Default::default()
+    };
+    let op = kvrpcpb::Op::PessimisticLock as i32;
+    let claim = kvrpcpb::PessimisticLockRequest {
+        mutations: vec![kvrpcpb::Mutation { op, ..mutation }],
+        primary_lock: "k".into(),
+        start_version: 5,
+        for_update_ts: 6,
+        wait_timeout: -1,
+        ..Default::default()
+    };
+    vec![prewrite.encode_to_vec(), claim.encode_to_vec()]
+}
+
+/// What becomes a command names each key once and has a start timestamp; the rest is refused with a reason.
+fn check_txn_request(input: &[u8]) {
+    fn check(keys: Vec<Bytes>, start_ts: u64) {
+        assert!(!keys.is_empty() && start_ts > 0 && start_ts < u64::MAX);
+        assert_eq!(keys.iter().collect::<BTreeSet<_>>().len(), keys.len());
+    }
+    if let Ok(request) = kvrpcpb::PrewriteRequest::decode(input) {
+        match requests::prewrite(request) {
+            Ok(command) => check(command.keys(), command.start_ts),
+            Err(error) => assert!(!error.to_string().is_empty()),
+        }
+    }
+    if let Ok(request) = kvrpcpb::PessimisticLockRequest::decode(input) {
+        match requests::pessimistic_lock(request) {
+            Ok((command, wait_ms)) => {
+                check(command.keys(), command.start_ts);
+                assert!(wait_ms <= 3_600_000);
+            }
+            Err(error) => assert!(!error.to_string().is_empty()),
+        }
     }
 }
 

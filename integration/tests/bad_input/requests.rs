@@ -151,7 +151,7 @@ async fn values_that_are_too_large_are_refused_up_to_a_hundred_mebibytes() {
 
 impl Victim {
     /// The answers to one frame, by id; ids count from 1.
-    async fn stream(&mut self, commands: Vec<Cmd>) -> Vec<(u64, Option<Answer>)> {
+    pub(super) async fn stream(&mut self, commands: Vec<Cmd>) -> Vec<(u64, Option<Answer>)> {
         let count = commands.len();
         let frame = BatchCommandsRequest {
             request_ids: (1..=count as u64).collect(),

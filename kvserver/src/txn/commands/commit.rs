@@ -31,6 +31,7 @@ impl Command for Commit {
 
     fn process(&self, cx: &mut Cx<'_>) -> TxnResult<Done<u64>> {
         let Commit { start_ts, commit_ts, .. } = *self;
+        super::check_start_ts(start_ts)?;
         super::check_commit_ts(start_ts, commit_ts)?;
         let bytes = self.keys.iter().map(|key| 2 * key.len() + 64).sum();
         let mut changes = Changes::with_capacity(bytes);
