@@ -41,6 +41,7 @@ const PURE: &[&str] = &[
     "kvserver/src/safe_points.rs",
     "kvserver/src/server/admission.rs",
     "kvserver/src/server/convert.rs",
+    "kvserver/src/server/convert/",
     "scheduler/src/cluster.rs",
     "scheduler/src/cluster/",
     "scheduler/src/coordinator.rs",
