@@ -19,8 +19,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use client::{Phase, Txn};
 use helper::Helper;
-use kvserver::engine::ReadTier;
 use kvserver::engine::mem::MemEngine;
+use kvserver::engine::rocks::RocksEngine;
+use kvserver::engine::{Engine, EngineConfig, ReadTier};
 use kvserver::txn::error::TxnError;
 use kvserver::txn::mvcc::{self, ReadRules, Reader, Scanned};
 use kvserver::txn::pairs::LongReply;
@@ -52,9 +53,9 @@ pub struct Sim {
 }
 
 impl Sim {
-    fn new(seed: u64) -> Sim {
+    fn new(seed: u64, engine: Arc<dyn Engine>) -> Sim {
         Sim {
-            world: World::new(Arc::new(MemEngine::new())),
+            world: World::new(engine),
             rng: Rng(seed),
             clock: 0,
             letters: Vec::new(),
@@ -182,8 +183,8 @@ impl Sim {
     }
 }
 
-fn run(seed: u64, steps: usize) -> Sim {
-    let mut sim = Sim::new(seed);
+fn run(seed: u64, steps: usize, engine: Arc<dyn Engine>) -> Sim {
+    let mut sim = Sim::new(seed, engine);
     for _ in 0..steps {
         sim.step();
     }
@@ -196,7 +197,7 @@ fn decided_outcomes_stay_and_reads_repeat() {
     let (mut committed, mut aborted, mut reads) = (0, 0, 0);
     for seed in 0..400 {
         let result = std::panic::catch_unwind(|| {
-            let sim = run(seed, 400);
+            let sim = run(seed, 400, Arc::new(MemEngine::new()));
             verdict::check(&sim);
             let told =
                 |f: fn(&client::Told) -> bool| sim.txns.iter().filter_map(|t| t.told).filter(f).count();
@@ -211,4 +212,22 @@ fn decided_outcomes_stay_and_reads_repeat() {
     }
     // The test would prove nothing if hardly anything happened.
     assert!(committed > 1_000 && aborted > 500 && reads > 10_000, "{committed} {aborted} {reads}");
+}
+
+/// The same over RocksDB, which must give the same answers from its memtables and, after a restart, from its files.
+#[test]
+fn rocksdb_agrees_before_and_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    for seed in 0..8 {
+        let open = || -> Arc<dyn Engine> {
+            let path = dir.path().join(seed.to_string());
+            Arc::new(RocksEngine::open(&path, &EngineConfig::default()).unwrap())
+        };
+        let mut sim = run(seed, 300, open());
+        verdict::check(&sim);
+        sim.world.engine.close().unwrap();
+        sim.world = World::new(Arc::new(MemEngine::new()));
+        sim.world = World::new(open());
+        verdict::check(&sim);
+    }
 }
