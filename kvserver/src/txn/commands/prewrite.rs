@@ -105,6 +105,14 @@ struct Checked<'a> {
     floor: u64,
 }
 
+impl Checked<'_> {
+    /// Everything was written by an earlier attempt.
+    fn is_repeat(&self) -> bool {
+        let before = self.ordinary_before || self.locked_before.is_some() || self.committed_ts > 0;
+        before && self.passed.is_empty() && self.locked.is_empty()
+    }
+}
+
 impl Prewrite {
     fn is_pessimistic(&self) -> bool {
         self.for_update_ts > 0
@@ -115,6 +123,10 @@ impl Prewrite {
         let must_own = self.is_pessimistic() && m.pessimistic == PessimisticAction::Check;
         let claim = match cx.reader.lock(&key)? {
             Some(lock) if lock.start_ts != self.start_ts => {
+                // That lock may have come after an earlier attempt got through.
+                if self.has_ended(cx, m, &mut key, out)? {
+                    return Ok(());
+                }
                 if must_own {
                     return Err(self.claim_lost(m));
                 }
@@ -156,6 +168,27 @@ impl Prewrite {
         Ok(())
     }
 
+    /// True when an earlier attempt has committed the key; an error when the transaction was rolled back on it.
+    fn has_ended(
+        &self,
+        cx: &mut Cx<'_>,
+        m: &Mutation,
+        key: &mut Key,
+        out: &mut Checked<'_>,
+    ) -> TxnResult<bool> {
+        match cx.reader.commit_record(key, self.start_ts)? {
+            CommitRecord::Committed { commit_ts, .. } => {
+                out.committed_ts = commit_ts;
+                Ok(true)
+            }
+            CommitRecord::RolledBack => {
+                let own = Version { commit_ts: self.start_ts, write: Write::rollback(self.start_ts) };
+                Err(self.conflict(m, &own, ConflictReason::SelfRolledBack))
+            }
+            CommitRecord::None => Ok(false),
+        }
+    }
+
     /// Looks at versions of a key on which the transaction has no lock. `None` when an earlier attempt has committed it
     /// already, else where its newest data is.
     fn check_versions(
@@ -169,17 +202,9 @@ impl Prewrite {
         let newest = cx.reader.seek_write(key, u64::MAX)?;
         if let Some(newest) = &newest
             && newest.commit_ts >= self.start_ts
+            && self.has_ended(cx, m, key, out)?
         {
-            match cx.reader.commit_record(key, self.start_ts)? {
-                CommitRecord::Committed { commit_ts, .. } => {
-                    out.committed_ts = commit_ts;
-                    return Ok(None);
-                }
-                CommitRecord::RolledBack => {
-                    return Err(self.conflict(m, newest, ConflictReason::SelfRolledBack));
-                }
-                CommitRecord::None => {}
-            }
+            return Ok(None);
         }
         if must_own {
             return Err(self.claim_lost(m));
@@ -348,8 +373,15 @@ impl Command for Prewrite {
     fn process(&self, cx: &mut Cx<'_>) -> TxnResult<Done<Prewritten>> {
         super::check_start_ts(self.start_ts)?;
         let mut checked = Checked::default();
-        for m in &self.mutations {
+        let is_write = |m: &&Mutation| m.op != MutationOp::CheckNotExists;
+        for m in self.mutations.iter().filter(is_write) {
             self.check(cx, m, &mut checked)?;
+        }
+        // What an earlier attempt has written, it has checked: keys that leave no lock may exist by now.
+        if !checked.is_repeat() {
+            for m in self.mutations.iter().filter(|m| !is_write(m)) {
+                self.check(cx, m, &mut checked)?;
+            }
         }
         if !checked.locked.is_empty() {
             return Err(TxnError::Locked(checked.locked));
@@ -365,7 +397,8 @@ impl Command for Prewrite {
         let mut changes = Changes::with_capacity(self.mutations.iter().map(bytes).sum());
         let repeated = checked.ordinary_before || checked.locked_before.is_some();
         let one_pc = self.try_one_pc && !repeated && committed == 0;
-        let asynchronous = self.secondaries.is_some() && !checked.ordinary_before;
+        // A one-phase commit that cannot be becomes an ordinary one: clients count on that.
+        let asynchronous = self.secondaries.is_some() && !self.try_one_pc && !checked.ordinary_before;
         if let (Some(before), true, true) = (checked.locked_before, asynchronous, checked.passed.is_empty()) {
             // Whoever resolves these locks reads the timestamp from them: it must be the same one.
             return Ok(Done::answer(Prewritten { min_commit_ts: before, one_pc_commit_ts: 0 }));
