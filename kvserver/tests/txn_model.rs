@@ -14,6 +14,7 @@ mod verdict;
 #[path = "txn/world.rs"]
 mod world;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -26,7 +27,7 @@ use kvserver::txn::error::TxnError;
 use kvserver::txn::mvcc::{self, ReadRules, Reader, Scanned};
 use kvserver::txn::pairs::LongReply;
 use kvserver::txn::range::Scan;
-use net::{Letter, Request, Sender};
+use net::{Answer, Letter, Request, Sender};
 use rng::Rng;
 use world::World;
 
@@ -48,6 +49,8 @@ pub struct Sim {
     txns: Vec<Txn>,
     helpers: Vec<Helper>,
     seen: Vec<Seen>,
+    /// What helpers were told of transactions, for good: the commit timestamp, 0 for a rollback.
+    decided: BTreeMap<u64, u64>,
     /// Everything has come to a stop, and what is left is cleaned up.
     settling: bool,
 }
@@ -62,6 +65,7 @@ impl Sim {
             txns: Vec::new(),
             helpers: Vec::new(),
             seen: Vec::new(),
+            decided: BTreeMap::new(),
             settling: false,
         }
     }
@@ -88,6 +92,9 @@ impl Sim {
         let at = self.rng.below(self.letters.len() as u64) as usize;
         let letter = self.letters.swap_remove(at);
         let answer = net::deliver(&self.world, &letter.request);
+        if let (Request::Rollback(rollback), Answer::Rollback(true)) = (&letter.request, &answer) {
+            self.decide(rollback.start_ts, 0);
+        }
         if self.rng.chance(25) {
             self.send(letter.request.clone(), Sender::Nobody);
         }
@@ -194,24 +201,26 @@ fn run(seed: u64, steps: usize, engine: Arc<dyn Engine>) -> Sim {
 
 #[test]
 fn decided_outcomes_stay_and_reads_repeat() {
-    let (mut committed, mut aborted, mut reads) = (0, 0, 0);
+    let (mut committed, mut aborted, mut reads, mut notes) = (0, 0, 0, 0);
     for seed in 0..400 {
         let result = std::panic::catch_unwind(|| {
             let sim = run(seed, 400, Arc::new(MemEngine::new()));
-            verdict::check(&sim);
+            let notes = verdict::check(&sim);
             let told =
                 |f: fn(&client::Told) -> bool| sim.txns.iter().filter_map(|t| t.told).filter(f).count();
             (
                 told(|told| matches!(told, client::Told::Committed(_))),
                 told(|told| matches!(told, client::Told::Aborted)),
                 sim.seen.len(),
+                notes,
             )
         });
-        let Ok((c, a, r)) = result else { panic!("seed {seed} fails, see above") };
-        (committed, aborted, reads) = (committed + c, aborted + a, reads + r);
+        let Ok((c, a, r, n)) = result else { panic!("seed {seed} fails, see above") };
+        (committed, aborted, reads, notes) = (committed + c, aborted + a, reads + r, notes + n);
     }
     // The test would prove nothing if hardly anything happened.
-    assert!(committed > 1_000 && aborted > 500 && reads > 10_000, "{committed} {aborted} {reads}");
+    let enough = committed > 1_000 && aborted > 500 && reads > 10_000 && notes > 10;
+    assert!(enough, "{committed} committed, {aborted} aborted, {reads} reads, {notes} rollbacks as notes");
 }
 
 /// The same over RocksDB, which must give the same answers from its memtables and, after a restart, from its files.

@@ -69,9 +69,19 @@ impl Sim {
             }
             Err(error) => panic!("{error}"),
         };
+        // Without a record a claim that went, or was never there, may come back.
+        let lasts = !matches!(checked.action, StatusAction::LeftMissing | StatusAction::RemovedExpiredClaim);
         match checked.status {
-            TxnStatus::Committed { commit_ts } => self.resolve(helper, commit_ts),
-            TxnStatus::RolledBack => self.resolve(helper, 0),
+            TxnStatus::Committed { commit_ts } => {
+                self.decide(request.start_ts, commit_ts);
+                self.resolve(helper, commit_ts)
+            }
+            TxnStatus::RolledBack => {
+                if lasts {
+                    self.decide(request.start_ts, 0);
+                }
+                self.resolve(helper, 0)
+            }
             TxnStatus::Locked(lock) => {
                 let h = &self.helpers[helper];
                 let (caller, key, start_ts) = (h.caller, h.met.key.clone(), lock.start_ts);
@@ -92,6 +102,12 @@ impl Sim {
         }
     }
 
+    /// Notes an answer that must never change.
+    pub fn decide(&mut self, start_ts: u64, commit_ts: u64) {
+        let before = self.decided.insert(start_ts, commit_ts);
+        assert!(before.is_none_or(|before| before == commit_ts), "{start_ts}: {before:?}, then {commit_ts}");
+    }
+
     fn ask_secondaries(&mut self, helper: usize, start_ts: u64, secondaries: Vec<Bytes>) {
         if secondaries.is_empty() {
             let commit_ts = self.helpers[helper].commit_ts;
@@ -107,14 +123,20 @@ impl Sim {
         let h = &mut self.helpers[helper];
         h.pending = h.pending.saturating_sub(1);
         if answer.commit_ts > 0 {
-            let commit_ts = answer.commit_ts;
+            let (commit_ts, start_ts) = (answer.commit_ts, h.met.lock.start_ts);
+            self.decide(start_ts, commit_ts);
             return self.resolve(helper, commit_ts);
         }
         match answer.locks.first() {
-            None => h.missing = true,
+            None => {
+                h.missing = true;
+                let start_ts = h.met.lock.start_ts;
+                self.decide(start_ts, 0);
+            }
             Some(info) if !info.lock.is_async_commit() => return self.check(helper, true),
             Some(info) => h.commit_ts = h.commit_ts.max(info.lock.min_commit_ts),
         }
+        let h = &self.helpers[helper];
         if h.pending == 0 {
             let commit_ts = if h.missing { 0 } else { h.commit_ts };
             self.resolve(helper, commit_ts);

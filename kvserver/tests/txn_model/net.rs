@@ -42,6 +42,8 @@ pub enum Answer {
     Claim(TxnResult<Acquired>),
     Prewrite(TxnResult<Prewritten>),
     Commit(TxnResult<u64>),
+    /// It can never commit.
+    Rollback(bool),
     Check(TxnResult<CheckedTxn>),
     Secondaries(TxnResult<SecondaryLocks>),
     Other,
@@ -65,8 +67,7 @@ pub fn deliver(world: &World, request: &Request) -> Answer {
         Request::Commit(commit) => Answer::Commit(world.run(commit).map(|(answer, _)| answer)),
         Request::Rollback(rollback) => {
             // Fails when it is late and the transaction has committed.
-            let _ = world.run(rollback);
-            Answer::Other
+            Answer::Rollback(world.run(rollback).is_ok())
         }
         Request::Check(check) => Answer::Check(world.run(check).map(|(answer, _)| answer)),
         Request::Secondaries(check) => Answer::Secondaries(world.run(check).map(|(answer, _)| answer)),

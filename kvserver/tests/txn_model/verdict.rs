@@ -14,7 +14,8 @@ use crate::{KEYS, Sim};
 /// Commit timestamp and value of each version with data, ascending.
 type Versions = BTreeMap<Bytes, BTreeMap<u64, Option<Bytes>>>;
 
-pub fn check(sim: &Sim) {
+/// Checks everything, and gives the number of rollbacks that are kept as notes.
+pub fn check(sim: &Sim) -> usize {
     let records: BTreeMap<Bytes, KeyRecords> = (0..KEYS)
         .map(|n| Bytes::from(format!("k{n}")))
         .map(|key| (key.clone(), inspect::by_key(&sim.world.at(), ReadTier::All, &key).unwrap()))
@@ -22,7 +23,11 @@ pub fn check(sim: &Sim) {
     let mut versions = Versions::new();
     let mut commits = Vec::new();
     for txn in &sim.txns {
-        let Some(commit_ts) = outcome(txn, &records) else { continue };
+        let outcome = outcome(txn, &records);
+        if let Some(decided) = sim.decided.get(&txn.start_ts) {
+            assert_eq!(outcome.unwrap_or(0), *decided, "{txn:?} was decided otherwise");
+        }
+        let Some(commit_ts) = outcome else { continue };
         commits.push((txn, commit_ts));
         for (key, op, value) in &txn.changes {
             let value = match op {
@@ -38,6 +43,7 @@ pub fn check(sim: &Sim) {
     inserts_were_absent(&commits, &versions);
     reads_agree(sim, &versions);
     nothing_left_over(sim, &records);
+    records.values().map(|records| records.rollback_notes.len()).sum()
 }
 
 fn at<'v>(versions: &'v Versions, key: &Bytes, ts: u64) -> Option<&'v Bytes> {
