@@ -1,6 +1,8 @@
 //! The fake store's transactions: locks and versions of one map, after the protocol's rules. Nothing waits: who meets a
 //! lock is told at once.
 
+#![allow(clippy::result_large_err)] // speed is no matter here
+
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
