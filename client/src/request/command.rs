@@ -211,6 +211,8 @@ batched!(RawDeleteRangeRequest, RawDeleteRange, RawDeleteRangeResponse, error, |
 unary!(RawGetKeyTtlRequest, raw_get_key_ttl, RawGetKeyTtlResponse);
 unary!(RawCasRequest, raw_compare_and_swap, RawCasResponse);
 unary!(RawChecksumRequest, raw_checksum, RawChecksumResponse);
+unary!(MvccGetByKeyRequest, mvcc_get_by_key, MvccGetByKeyResponse);
+unary!(UnsafeDestroyRangeRequest, unsafe_destroy_range, UnsafeDestroyRangeResponse);
 
 batched!(GetRequest, Get, GetResponse, keys, |q| q.key.len());
 batched!(BatchGetRequest, BatchGet, BatchGetResponse, keys, |q| key_bytes(&q.keys));

@@ -35,6 +35,8 @@ const CACHED_REGIONS: usize = 200_000;
 const LOOKUPS: usize = 16;
 /// Waits while the scheduler knows no region for a key: at start, or in the middle of a split.
 const MISSING: Backoff = Backoff::from_millis(10, 200);
+/// Waits while a store cannot be reached that nobody can stand in for.
+const STORE: Backoff = Backoff::from_millis(20, 500);
 
 /// Which region a request goes to.
 #[derive(Debug, Clone, Copy)]
@@ -252,6 +254,39 @@ impl Executor {
             Some(reply) => Outcome::Done(piece, reply),
             None => Outcome::Again(piece, call),
         })
+    }
+
+    /// Sends `request`, which is for a store rather than a region, until that store has answered.
+    pub(crate) async fn on_store<Q: StoreRequest + Clone>(
+        &self,
+        call: &Call,
+        store_id: u64,
+        request: Q,
+    ) -> Result<Q::Reply> {
+        let mut jitter = Jitter::from_process();
+        for attempt in 0.. {
+            let store = self.pool.get(store_id, call.deadline()).await?;
+            let error = match request.clone().send(&store, call.deadline()).await {
+                Ok(mut reply) => match (reply.server_error(), reply.region_error()) {
+                    (None, None) => return Ok(reply),
+                    (Some(message), _) => return Err(Error::Server(message)),
+                    // One of its regions has moved: the store looks again.
+                    (None, Some(error)) => Error::Region { region_id: 0, message: describe(&error) },
+                },
+                Err(SendError::Refused(message)) => return Err(Error::Server(message)),
+                Err(error) => {
+                    self.pool.forget(&store);
+                    let cause = format!("{error:?}");
+                    Error::StoreUnavailable { store_id, address: store.address.clone(), cause }
+                }
+            };
+            let pause = STORE.delay(attempt, jitter.draw());
+            if pause >= call.left() {
+                return Err(Error::Timeout { after: call.started.elapsed(), last: Some(Box::new(error)) });
+            }
+            tokio::time::sleep(pause).await;
+        }
+        unreachable!("the loop ends by returning")
     }
 
     fn cached(&self, at: At<'_>) -> Option<Arc<Region>> {

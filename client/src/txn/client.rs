@@ -1,4 +1,4 @@
-//! The transactional client: begins transactions and snapshots, runs closures as transactions, and cleans up.
+//! The transactional client: begins transactions and snapshots, and runs closures as transactions.
 //!
 //! Owns nothing but what all its clones share: the executor, the lock resolver, and how user keys become wire keys.
 
@@ -7,30 +7,22 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use kvproto::key::{KeyCodec, Mode};
-use kvproto::kvrpcpb::{DeleteRangeRequest, LockInfo, ScanLockRequest};
 use kvproto::limits::MAX_KEY_BYTES;
 use kvproto::ts::Timestamp;
 
-use super::key_error::Refusal;
 use super::lock_resolver::LockResolver;
 use super::options::TxnOptions;
-use super::resolution::Caller;
 use super::snapshot::Snapshot;
 use super::transaction::Transaction;
 use crate::backoff::{Backoff, Jitter};
-use crate::bounds::{IntoKeyRange, span, successor};
 use crate::config::Config;
 use crate::connect::connect;
 use crate::error::{Error, Result};
-use crate::request::plan::{At, Executor};
-use crate::request::retry::Access;
-use crate::request::shard::{Span, Spans};
+use crate::request::plan::Executor;
 use crate::scheduler_client::SchedulerClient;
 
 /// Between runs of a transaction that met another one.
 const CONFLICT: Backoff = Backoff::from_millis(2, 500);
-/// Locks to fetch at a time.
-const LOCK_PAGE: u32 = 1024;
 
 /// What all handles of one client share.
 pub(super) struct Shared {
@@ -62,7 +54,7 @@ impl Shared {
 /// Every request ends by [`Config::timeout`]. A key has at most 8 KiB and is not empty.
 #[derive(Clone)]
 pub struct TransactionClient {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
 }
 
 impl TransactionClient {
@@ -194,88 +186,5 @@ impl TransactionClient {
             tokio::time::sleep(CONFLICT.delay(attempt, jitter)).await;
         }
         unreachable!("the loop ends by returning")
-    }
-
-    /// Locks on keys in `range` of transactions that began at or before `max_ts`, at most `limit`, in key order.
-    pub async fn scan_locks(
-        &self,
-        range: impl IntoKeyRange,
-        max_ts: Timestamp,
-        limit: usize,
-    ) -> Result<Vec<LockInfo>> {
-        let mut span = span(range, self.shared.codec);
-        let mut found = Vec::new();
-        while found.len() < limit && !span.is_empty() {
-            let want = u32::try_from(limit - found.len()).unwrap_or(u32::MAX).min(LOCK_PAGE);
-            let (locks, next) = self.lock_page(&span, max_ts, want).await?;
-            found.extend(locks);
-            let Some(next) = next else { break };
-            span = next;
-        }
-        found.into_iter().map(|lock| self.user_lock(lock)).collect()
-    }
-
-    /// Ends all transactions that began at or before `safepoint` and hold locks on keys in `range`, those that are still
-    /// at work included, and returns how many locks there were. For clean-up before old versions are removed.
-    pub async fn cleanup_locks(&self, range: impl IntoKeyRange, safepoint: Timestamp) -> Result<usize> {
-        let mut span = span(range, self.shared.codec);
-        let mut count = 0;
-        while !span.is_empty() {
-            let (locks, next) = self.lock_page(&span, safepoint, LOCK_PAGE).await?;
-            count += locks.len();
-            self.shared.resolver.resolve(locks, Caller::Force).await?;
-            let Some(next) = next else { break };
-            span = next;
-        }
-        Ok(count)
-    }
-
-    /// Removes all versions of all keys in `range` at once, without a transaction: only where nobody reads or writes.
-    pub async fn delete_range(&self, range: impl IntoKeyRange) -> Result<()> {
-        let build = |span: &Span| DeleteRangeRequest {
-            start_key: span.start.clone(),
-            end_key: span.end.clone(),
-            ..DeleteRangeRequest::default()
-        };
-        let executor = &self.shared.executor;
-        let spans = Spans::new(span(range, self.shared.codec));
-        executor.run_all(executor.patient_call(Access::Write), spans, build, |_, _| {}).await
-    }
-
-    /// Locks of one region, and the rest of `span`.
-    async fn lock_page(
-        &self,
-        span: &Span,
-        max_ts: Timestamp,
-        limit: u32,
-    ) -> Result<(Vec<LockInfo>, Option<Span>)> {
-        let executor = &self.shared.executor;
-        let build = |_: &_| ScanLockRequest {
-            max_version: max_ts.get(),
-            start_key: span.start.clone(),
-            end_key: span.end.clone(),
-            limit,
-            ..ScanLockRequest::default()
-        };
-        let call = executor.call(Access::Read);
-        let (region, reply) = executor.run(call, At::Key(&span.start), build).await?;
-        if let Some(error) = reply.error {
-            return Err(self.shared.user_error(Refusal::new(error, max_ts).into_error(max_ts)));
-        }
-        let next = match reply.locks.last().filter(|_| reply.locks.len() >= limit as usize) {
-            Some(last) => Some(successor(&last.key)),
-            None => Some(region.end.clone()).filter(|end| !end.is_empty()),
-        };
-        let next = next.map(|start| Span { start, end: span.end.clone() });
-        Ok((reply.locks, next.filter(|span| !span.is_empty())))
-    }
-
-    fn user_lock(&self, mut lock: LockInfo) -> Result<LockInfo> {
-        let codec = self.shared.codec;
-        lock.key = codec.user_key(lock.key)?;
-        lock.primary_lock = codec.user_key(lock.primary_lock)?;
-        let secondaries = std::mem::take(&mut lock.secondaries).into_iter();
-        lock.secondaries = secondaries.map(|key| Ok(codec.user_key(key)?)).collect::<Result<_>>()?;
-        Ok(lock)
     }
 }

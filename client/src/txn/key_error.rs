@@ -8,6 +8,8 @@ use crate::error::{Error, WaitFor};
 
 /// What stands in the text of a refusal to read or write below the safe point.
 const TOO_OLD: &str = "below the garbage collector's safe point";
+/// What stands in the text of a prewrite's refusal when somebody has removed the pessimistic lock that it needs.
+const NOT_LOCKED: [&str; 2] = ["no pessimistic lock", "PessimisticLockNotFound"];
 
 /// A refusal, sorted by what can be done about it.
 #[derive(Debug, Clone)]
@@ -85,10 +87,13 @@ fn final_error(error: KeyError, start_ts: Timestamp) -> Error {
     if let Some(too_large) = error.commit_ts_too_large {
         return Error::Server(format!("commit timestamp {} lies in the future", too_large.commit_ts));
     }
-    let text = if error.abort.is_empty() { error.retryable } else { error.abort };
-    match text.contains(TOO_OLD) {
-        true => Error::TooOld { ts: start_ts, cause: text },
-        false => Error::TxnAborted { start_ts, cause: text },
+    if error.abort.is_empty() && !error.retryable.is_empty() {
+        return Error::TxnAborted { start_ts, cause: error.retryable };
+    }
+    match error.abort {
+        cause if cause.contains(TOO_OLD) => Error::TooOld { ts: start_ts, cause },
+        cause if NOT_LOCKED.iter().any(|text| cause.contains(text)) => Error::TxnAborted { start_ts, cause },
+        cause => Error::Server(cause),
     }
 }
 
@@ -137,7 +142,11 @@ mod tests {
         let abort = format!("timestamp 7 lies {TOO_OLD} 9");
         let error = KeyError { abort, ..Default::default() };
         assert!(matches!(sort(error), Refusal::Final(Error::TooOld { .. })));
-        let error = KeyError { abort: "whatever".to_string(), ..Default::default() };
+        let abort = "transaction 7 holds no pessimistic lock on key k".to_string();
+        let error = KeyError { abort, ..Default::default() };
         assert!(matches!(sort(error), Refusal::Final(Error::TxnAborted { .. })));
+        let error = KeyError { abort: "an empty key cannot be written".to_string(), ..Default::default() };
+        let Refusal::Final(error) = sort(error) else { panic!("a bad request is final") };
+        assert!(!error.is_retryable());
     }
 }

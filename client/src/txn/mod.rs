@@ -3,6 +3,7 @@
 //! [`committer`] is the commit protocol as a pure state machine, [`resolution`] is how locks of crashed or slow
 //! transactions are dealt with; the other files send what these two ask for.
 
+mod admin;
 mod buffer;
 mod cleanup;
 mod client;
