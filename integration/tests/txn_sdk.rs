@@ -296,6 +296,8 @@ async fn many_changes(under: &Under) {
 /// Ranges go, with all their versions.
 async fn removal(under: &Under) {
     under.put(&[("d1", "1"), ("m1", "1"), ("z1", "1")]).await;
+    // Nobody writes there any more, the rest of the commit included.
+    under.no_locks().await;
     under.client.delete_range("d".."e").await.unwrap();
     assert_eq!(under.latest("d1").await, None);
     under.client.unsafe_destroy_range("m".."n").await.unwrap();

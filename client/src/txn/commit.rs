@@ -18,6 +18,10 @@ use crate::request::plan::{At, Call};
 use crate::request::retry::Access;
 use crate::request::shard::Items;
 
+/// A transaction that has locked some of its keys waits this long for the others. It may be in a circle with
+/// pessimistic transactions, which wait for its locks, and no store knows that it waits.
+const HOLD_AND_WAIT: Duration = Duration::from_millis(500);
+
 /// The commit of one transaction on its way.
 struct Drive {
     shared: Arc<Shared>,
@@ -26,6 +30,8 @@ struct Drive {
     /// Bounds the wait for locks of others.
     waiting: Call,
     waits: LockWaits,
+    /// When it first waited for locks of others while it held some itself.
+    holding_since: Option<Instant>,
 }
 
 /// Commits `writes` as planned; `began` is when the start timestamp was handed out.
@@ -42,6 +48,7 @@ pub(super) async fn commit(
         start_ts,
         waiting: shared.executor.call(Access::Write),
         waits: LockWaits::new(),
+        holding_since: None,
     };
     let ttl = Duration::from_millis(drive.committer.lock_ttl_ms() - elapsed_ms);
     let pulse =
@@ -101,15 +108,22 @@ impl Drive {
     }
 
     async fn resolve(&mut self, locks: Vec<LockInfo>) {
+        if self.committer.holds_locks() && self.holding_since.is_none() {
+            self.holding_since = Some(Instant::now());
+        }
+        let left = match self.holding_since {
+            Some(since) => HOLD_AND_WAIT.saturating_sub(since.elapsed()).min(self.waiting.left()),
+            None => self.waiting.left(),
+        };
         let first = locks.first().cloned();
         let go_on = match self.shared.resolver.wait(locks, &self.waiting).await {
             Ok(resolved) => match resolved.wait {
                 None => !self.waiting.left().is_zero(),
-                Some(wait) => self.waits.pause(wait, self.waiting.left()).await,
+                Some(wait) => self.waits.pause(wait, left).await,
             },
             Err(error) => {
                 tracing::debug!(txn = %self.start_ts, %error, "locks in the way stay");
-                self.waits.pause(Duration::MAX, self.waiting.left()).await
+                self.waits.pause(Duration::MAX, left).await
             }
         };
         match go_on {

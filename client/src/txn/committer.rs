@@ -15,6 +15,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 use kvproto::kvrpcpb::prewrite_request::PessimisticAction;
 use kvproto::kvrpcpb::*;
+use kvproto::redact;
 use kvproto::ts::{LOGICAL_BITS, Timestamp};
 
 use super::key_error::{Refusal, key_locked};
@@ -124,6 +125,8 @@ pub struct Committer {
     untouched: bool,
     locks: Vec<LockInfo>,
     again: Vec<Write>,
+    /// Some keys are prewritten.
+    holds: bool,
     actions: VecDeque<Action>,
 }
 
@@ -155,6 +158,7 @@ impl Committer {
             untouched: false,
             locks: Vec::new(),
             again: Vec::new(),
+            holds: false,
             actions: VecDeque::from([match writes.is_empty() {
                 true => Action::Decided(Ok(None)),
                 false => Action::Prewrite(writes),
@@ -235,6 +239,7 @@ impl Committer {
         } else if self.is_one_phase(piece) && reply.one_pc_commit_ts != 0 {
             self.done_at = Some(Timestamp::new(reply.one_pc_commit_ts));
         } else {
+            self.holds = true;
             if reply.min_commit_ts == 0 {
                 // The store could not promise a timestamp in time and wrote plain locks.
                 self.protocol = Protocol::TwoPhase;
@@ -264,11 +269,24 @@ impl Committer {
         self.actions.push_back(Action::Prewrite(std::mem::take(&mut self.again)));
     }
 
+    /// Whether the transaction holds locks while it waits for those of [`Action::Resolve`]. Others may wait for it in
+    /// turn, and nobody looks for a circle: it should not wait for long.
+    pub fn holds_locks(&self) -> bool {
+        self.holds
+    }
+
     /// The locks of [`Action::Resolve`] stay: gives up because of `lock`.
     pub fn on_stuck(&mut self, lock: Option<&LockInfo>) {
         self.untouched = self.again.len() == self.total;
         self.refused = self.again.drain(..).map(|write| write.mutation.key).collect();
-        self.failure = Some(key_locked(lock));
+        self.failure = Some(match (key_locked(lock), self.holds) {
+            (Error::KeyLocked { key, holder }, true) => {
+                let cause =
+                    format!("gave way to transaction {holder}, which holds key {}", redact::Key(&key));
+                Error::TxnAborted { start_ts: self.plan.start_ts, cause }
+            }
+            (error, _) => error,
+        });
         self.fail_refused();
     }
 
