@@ -12,6 +12,8 @@ use kvproto::tikvpb::batch_commands_response::response::Cmd as Answer;
 use kvproto::tikvpb::tikv_client::TikvClient;
 use kvproto::ts::Timestamp;
 use kvserver::{Config, Server};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tonic::transport::Channel;
 
 const DEADLINE: std::time::Duration = std::time::Duration::from_secs(20);
@@ -49,7 +51,7 @@ impl World {
         let dir = tempfile::tempdir().unwrap();
         let mut config = Config::default();
         config.server.addr = "127.0.0.1:0".into();
-        config.server.status_addr = String::new();
+        config.server.status_addr = "127.0.0.1:0".into();
         config.storage.data_dir = dir.path().into();
         config.resolve(256 << 20, 2);
         let server = Server::start_standalone(config, "127.0.0.1:0").await.unwrap();
@@ -178,6 +180,15 @@ impl World {
             pb::PessimisticRollbackRequest { context: context(), start_version, for_update_ts, keys };
         let reply = self.kv.kv_pessimistic_rollback(request).await.unwrap().into_inner();
         assert_eq!((reply.region_error, reply.errors), (None, vec![]));
+    }
+
+    /// What the store counts.
+    async fn metrics(&self) -> String {
+        let mut stream = TcpStream::connect(self.server.status_addr().unwrap()).await.unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
+        let mut page = String::new();
+        stream.read_to_string(&mut page).await.unwrap();
+        page
     }
 
     async fn stop(self) {
@@ -324,7 +335,24 @@ async fn the_one_that_closes_a_circle_is_told_of_the_deadlock() {
     assert_eq!((deadlock.lock_ts, deadlock.lock_key, deadlock.deadlock_key), (one, key("a"), key("b")));
     world.give_back(two, "b").await;
     assert_eq!(waiting.await.unwrap().errors, []);
+    let metrics = world.metrics().await;
+    for line in ["kvasir_deadlocks_total 1", "kvasir_lock_waits_total 2", "kvasir_lock_wake_ups_total 1"] {
+        assert!(metrics.contains(&format!("\n{line}\n")), "{line} is not in\n{metrics}");
+    }
     world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stop_ends_waits_with_an_answer() {
+    let mut world = World::start().await;
+    let (one, two) = (world.ts().await, world.ts().await);
+    let request = world.claim(one, "k", -1);
+    assert_eq!(world.kv.kv_pessimistic_lock(request).await.unwrap().into_inner().errors, []);
+    let waiting = world.claim_later(world.claim(two, "k", 3_600_000));
+    world.wait_for_waiters(1).await;
+    world.stop().await;
+    let told = waiting.await.unwrap().errors;
+    assert_eq!(told[0].locked.as_ref().map(|lock| lock.lock_version), Some(one));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

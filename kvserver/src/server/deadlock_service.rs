@@ -55,6 +55,8 @@ struct Shared {
     asks: mpsc::Sender<Ask>,
     /// Until when the first region is taken to be elsewhere, nanoseconds since boot.
     elsewhere_until: AtomicU64,
+    /// Deadlocks that were found here.
+    found: AtomicU64,
     stop: CancellationToken,
 }
 
@@ -97,6 +99,15 @@ impl Shared {
         }
         Some(work(&mut graph.graph, now))
     }
+
+    /// Adds an edge, or finds the circle that it would close; `None` when another store is the detector.
+    fn detect(&self, edge: &WaitEntry) -> Option<Option<Deadlock>> {
+        let found = self.on_graph(|graph, now| graph.detect(edge, now))?;
+        if found.is_some() {
+            self.found.fetch_add(1, Ordering::Relaxed);
+        }
+        Some(found)
+    }
 }
 
 impl Deadlocks {
@@ -104,11 +115,22 @@ impl Deadlocks {
     pub fn start(store: Arc<dyn Store>, stop: CancellationToken) -> Deadlocks {
         let (asks, asked) = mpsc::channel(ASKS_MAX);
         let (graph, elsewhere_until) = (Mutex::default(), AtomicU64::new(0));
-        let shared =
-            Arc::new(Shared { store: store.clone(), graph, asks, elsewhere_until, stop: stop.clone() });
+        let shared = Arc::new(Shared {
+            store: store.clone(),
+            graph,
+            asks,
+            elsewhere_until,
+            found: AtomicU64::new(0),
+            stop: stop.clone(),
+        });
         let forwarder = Forwarder { store, link: None, retry_at: Now(0), pending: BTreeMap::new() };
         tokio::spawn(forwarder.run(asked, stop));
         Deadlocks { shared }
+    }
+
+    /// Deadlocks that this store has found.
+    pub fn found(&self) -> u64 {
+        self.shared.found.load(Ordering::Relaxed)
     }
 
     /// The service that other stores ask.
@@ -119,7 +141,7 @@ impl Deadlocks {
 
 impl Detector for Deadlocks {
     fn detect(&self, edge: WaitEntry) -> BoxFuture<'static, Option<Deadlock>> {
-        if let Some(found) = self.shared.on_graph(|graph, now| graph.detect(&edge, now)) {
+        if let Some(found) = self.shared.detect(&edge) {
             return std::future::ready(found).boxed();
         }
         let (tx, rx) = oneshot::channel();
@@ -176,17 +198,15 @@ async fn next_deadlock(
         };
         let Some(request) = request else { return Ok(None) };
         let (kind, edge) = (request.tp(), entry_from_wire(request.entry.unwrap_or_default()));
-        let found = shared.on_graph(|graph, now| match kind {
-            DeadlockRequestType::Detect => graph.detect(&edge, now),
+        let found = match kind {
+            DeadlockRequestType::Detect => shared.detect(&edge),
             DeadlockRequestType::CleanUpWaitFor => {
-                graph.clean_up_wait_for(&edge);
-                None
+                shared.on_graph(|graph, _| graph.clean_up_wait_for(&edge)).map(|()| None)
             }
             DeadlockRequestType::CleanUp => {
-                graph.clean_up(edge.txn);
-                None
+                shared.on_graph(|graph, _| graph.clean_up(edge.txn)).map(|()| None)
             }
-        });
+        };
         match found {
             None => return Err(Status::failed_precondition("this store does not lead the first region")),
             Some(None) => {}

@@ -42,6 +42,7 @@ mod standalone;
 mod standalone_pd;
 mod standalone_tso;
 pub mod status;
+mod wait_metrics;
 
 use admission::{Admission, Cost};
 use convert::raw::RawCommands;
@@ -52,6 +53,7 @@ use kv_service::KvService;
 use kvproto::tikvpb::tikv_server::TikvServer;
 use read_pool::ReadPool;
 use status::StatusPages;
+use wait_metrics::WaitMetrics;
 
 /// How long open calls may take to end when the server stops.
 const DRAIN: Duration = Duration::from_secs(3);
@@ -203,14 +205,16 @@ impl Server {
             store.clone(),
             stop.clone(),
         );
+        let waits = WaitMetrics::new(txn.clone(), deadlocks.clone())?;
+        metrics.registry().register(Box::new(waits))?;
         let routes = Routes::new(kv_server(service, config.server.grpc_compression_type))
             .add_service(deadlocks.service())
             .add_service(health::service(store.clone()));
         let mut tasks = JoinSet::new();
         let stopping = stop.clone();
         tasks.spawn(async move {
-            // Requests that wait end with the streams and connections they came by.
             let _stopped = stopping.run_until_cancelled(txn.drive_waits()).await;
+            txn.end_waits();
         });
         tasks.spawn(grpc_threads::serve(
             listeners.grpc,

@@ -108,6 +108,8 @@ struct Table {
     keys: BTreeMap<Bytes, Line>,
     due: BTreeSet<(Now, Due)>,
     counts: LockWaitCounts,
+    /// Nobody may wait any more.
+    closed: bool,
 }
 
 #[derive(Debug)]
@@ -202,10 +204,10 @@ impl LockWaits {
     }
 
     /// Gets in line. The caller holds the latches under which it found the lock, and lets go of them before it awaits
-    /// the future. `None` when too many wait already: then the request ends like one that has waited in vain.
+    /// the future. `None` when too many wait already, or nobody may: then the request ends like one that has waited in vain.
     pub fn wait(self: &Arc<Self>, wait: Wait, now: Now) -> Option<Waiting> {
         let mut table = self.table.lock();
-        if table.waiters.len() >= self.options.waiters_max {
+        if table.closed || table.waiters.len() >= self.options.waiters_max {
             return None;
         }
         table.last_ticket += 1;
@@ -254,6 +256,12 @@ impl LockWaits {
         }
         drop(table);
         wakers.into_iter().for_each(Waker::wake);
+    }
+
+    /// Ends all waits as if their time was up, and lets nobody wait any more.
+    pub fn close(&self) {
+        self.table.lock().closed = true;
+        self.tick(Now(u64::MAX));
     }
 
     /// When [`LockWaits::tick`] has something to do; `None` while nobody waits.

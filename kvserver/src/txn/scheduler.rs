@@ -26,7 +26,7 @@ use super::error::{LockInfo, TxnError, TxnResult, WaitEntry};
 use super::horizon::Horizon;
 use super::key_check::TxnKeyCheck;
 use super::latches::{Guard, Latches};
-use super::lock_waits::{LockWait, LockWaitOptions, LockWaits, Turn, Wait, Wake};
+use super::lock_waits::{LockWait, LockWaitCounts, LockWaitOptions, LockWaits, Turn, Wait, Wake};
 use super::max_ts::MaxTs;
 use super::mvcc::Reader;
 use super::range::in_region;
@@ -337,6 +337,16 @@ impl Txn {
     /// Requests that wait for locks here.
     pub fn waiting(&self) -> Vec<LockWait> {
         self.waits.waiting(self.timer.now())
+    }
+
+    /// How many requests wait for locks here, and what became of waits so far.
+    pub fn wait_counts(&self) -> (usize, LockWaitCounts) {
+        (self.waits.len(), self.waits.counts())
+    }
+
+    /// The store stops: nobody waits any longer. Requests that did are answered as if their time was up.
+    pub fn end_waits(&self) {
+        self.waits.close();
     }
 
     /// Waits until the largest timestamp covers what earlier leaders of the region have read.

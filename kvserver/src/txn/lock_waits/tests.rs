@@ -153,6 +153,17 @@ fn there_is_a_limit() {
 }
 
 #[test]
+fn when_the_store_stops_nobody_waits() {
+    let lines = Lines::new();
+    let mut waiting = lines.wait("k", 10, 5, 500);
+    lines.waits.close();
+    assert_eq!(why(&mut waiting), Some(Wake::TimedOut));
+    let (since, deadline) = (lines.now, lines.now.plus_ms(500));
+    let wait = Wait { key: "k".into(), start_ts: 9, lock_ts: 5, since, deadline };
+    assert!(lines.waits.wait(wait, lines.now).is_none());
+}
+
+#[test]
 fn the_waker_is_called() {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
