@@ -77,6 +77,17 @@ fn pessimistic(number: i32) -> TxnResult<PessimisticAction> {
     }
 }
 
+/// One action for each mutation, or none. A client that cuts a transaction into several requests may leave the actions of
+/// the whole in each: as long as they are all the same, which belongs to which mutation makes no difference.
+fn check_actions(request: &pb::PrewriteRequest) -> TxnResult<()> {
+    let (mutations, actions) = (request.mutations.len(), &request.pessimistic_actions);
+    let of_the_whole = actions.len() > mutations && actions.windows(2).all(|pair| pair[0] == pair[1]);
+    if actions.is_empty() || actions.len() == mutations || of_the_whole {
+        return Ok(());
+    }
+    invalid(format!("{} pessimistic actions for {mutations} mutations: give one for each", actions.len()))
+}
+
 /// A prewrite.
 pub fn prewrite(request: pb::PrewriteRequest) -> TxnResult<Prewrite> {
     let start_ts = request.start_version;
@@ -91,14 +102,9 @@ pub fn prewrite(request: pb::PrewriteRequest) -> TxnResult<Prewrite> {
             request.for_update_ts
         ));
     }
-    let (mutations, actions) = (request.mutations.len(), request.pessimistic_actions.len());
-    if actions > 0 && actions != mutations {
-        return invalid(format!(
-            "{actions} pessimistic actions for {mutations} mutations: give one for each"
-        ));
-    }
+    check_actions(&request)?;
     let assert = request.assertion_level != pb::AssertionLevel::Off as i32;
-    let mut mutations = Vec::with_capacity(mutations);
+    let mut mutations = Vec::with_capacity(request.mutations.len());
     for (i, m) in request.mutations.into_iter().enumerate() {
         let action = request.pessimistic_actions.get(i).copied().unwrap_or_default();
         mutations.push(Mutation {
@@ -201,6 +207,14 @@ mod tests {
     }
 
     #[test]
+    fn a_piece_may_carry_the_actions_of_the_whole_transaction() {
+        let piece =
+            pb::PrewriteRequest { pessimistic_actions: vec![1; 5], ..request(vec![put("a"), put("b")]) };
+        let command = prewrite(piece).unwrap();
+        assert!(command.mutations.iter().all(|m| m.pessimistic == PessimisticAction::Check));
+    }
+
+    #[test]
     fn what_no_sane_client_sends_is_refused_with_a_reason() {
         let cases = [
             (refusal(|r| r.mutations.clear()), "no keys"),
@@ -212,6 +226,7 @@ mod tests {
             (refusal(|r| r.mutations[0].op = 77), "77 is not known"),
             (refusal(|r| r.mutations[0].op = pb::Op::Rollback as i32), "no place"),
             (refusal(|r| r.pessimistic_actions = vec![1]), "1 pessimistic actions for 2"),
+            (refusal(|r| r.pessimistic_actions = vec![1, 1, 2]), "3 pessimistic actions for 2"),
             (refusal(|r| r.pessimistic_actions = vec![1, 9]), "9 is not known"),
             (refusal(|r| r.txn_file_chunks = vec![1]), "files"),
             (
