@@ -60,6 +60,8 @@ pub enum Noun {
     /// Read and write raw key-value pairs.
     #[command(subcommand)]
     Raw(Raw),
+    /// Read and write in transactions, one by one or in a shell.
+    Txn(Txn),
     /// Get a new timestamp, or see what one stands for.
     Tso {
         /// A timestamp; a new one when absent.
@@ -383,7 +385,7 @@ pub struct Bench {
     /// Bytes of a value.
     #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(0..=4_194_304))]
     pub value_size: u32,
-    /// Different keys, chosen evenly at random. They are written first when the workload reads.
+    /// Different keys. They are written first when the workload reads.
     #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
     pub keys: u64,
     /// Seconds to measure.
@@ -395,12 +397,24 @@ pub struct Bench {
     /// Keys of one get or put: above 1 they are batch gets and batch puts.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub batch: u32,
-    /// Pairs of one scan.
+    /// Pairs of one scan; in ycsb-e the most of one.
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_240))]
     pub scan_length: u32,
     /// Share of reads in raw-mixed, in percent.
     #[arg(long, value_name = "PERCENT", default_value_t = 50, value_parser = clap::value_parser!(u8).range(0..=100))]
     pub reads: u8,
+    /// Run a YCSB workload in transactions: one for each operation.
+    #[arg(long)]
+    pub txn: bool,
+    /// How transactions commit.
+    #[arg(long, value_enum, default_value_t)]
+    pub commit: Commit,
+    /// Transactions that read before they write lock first, instead of trying again after a conflict.
+    #[arg(long)]
+    pub pessimistic: bool,
+    /// Warehouses in tpcc-payment; fewer have more payments waiting for each other.
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub warehouses: u32,
     /// Delete the keys at the end; they all start with `kvctl-bench/`.
     #[arg(long)]
     pub clean: bool,
@@ -419,6 +433,36 @@ pub enum Workload {
     RawMixed,
     /// Forward scans from a random key.
     RawScan,
+    /// Transactional gets, each at a timestamp of its own.
+    TxnGet,
+    /// Transactions that read two keys and write both.
+    TxnUpdate,
+    /// Half gets, half puts; few keys are popular.
+    YcsbA,
+    /// 95 % gets, 5 % puts; few keys are popular.
+    YcsbB,
+    /// Gets; few keys are popular.
+    YcsbC,
+    /// 95 % gets of mostly the newest keys, 5 % inserts.
+    YcsbD,
+    /// 95 % short scans from popular keys, 5 % inserts.
+    YcsbE,
+    /// Half gets, half reads followed by a write of the same key; few keys are popular.
+    YcsbF,
+    /// Like the payment of TPC-C: adds to a warehouse, a district and a customer, and inserts a receipt.
+    TpccPayment,
+}
+
+impl Workload {
+    /// Whether it only makes sense in transactions.
+    pub fn needs_transactions(self) -> bool {
+        matches!(self, Workload::TxnGet | Workload::TxnUpdate | Workload::TpccPayment)
+    }
+
+    /// Whether it can be run in transactions.
+    pub fn takes_transactions(self) -> bool {
+        !matches!(self, Workload::RawPut | Workload::RawGet | Workload::RawMixed | Workload::RawScan)
+    }
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use kvclient::{Config, RawClient, SchedulerClient, SchedulerOptions};
+use kvclient::{Config, RawClient, SchedulerClient, SchedulerOptions, TransactionClient};
 use kvproto::kvrpcpb::ApiVersion;
 
 use crate::cli::Global;
@@ -12,6 +12,12 @@ use crate::error::Result;
 pub async fn raw(global: &Global) -> Result<RawClient> {
     let config = Config { timeout: Duration::from_secs(global.timeout), ..Config::default() };
     Ok(RawClient::with_config(global.scheduler.clone(), config).await?)
+}
+
+/// A client of transactions in the default keyspace.
+pub async fn transactions(global: &Global) -> Result<TransactionClient> {
+    let config = Config { timeout: Duration::from_secs(global.timeout), ..Config::default() };
+    Ok(TransactionClient::with_config(global.scheduler.clone(), config).await?)
 }
 
 /// A client of the scheduler.

@@ -13,7 +13,8 @@ Exit codes:
   2  the command line is wrong
   3  not found: no such key, store or region
   4  partly done: some lines were bad and are named on stderr, the others are stored
-  5  the condition did not hold: compare-and-swap changed nothing";
+  5  the condition did not hold: compare-and-swap changed nothing, a key to
+     insert was there, or other transactions were always faster";
 
 /// Why a command did not do what it was asked to.
 #[derive(Debug, thiserror::Error)]
@@ -64,7 +65,8 @@ impl Error {
             Error::Usage(_) | Error::Client(kvclient::Error::InvalidArgument(_)) => 2,
             Error::NotFound(_) | Error::Client(kvclient::Error::StoreNotFound(_)) => 3,
             Error::Partly { .. } => 4,
-            Error::NotSwapped(_) => 5,
+            Error::NotSwapped(_) | Error::Client(kvclient::Error::AlreadyExists { .. }) => 5,
+            Error::Client(error) if error.is_conflict() => 5,
             Error::Client(_) | Error::Io { .. } | Error::Failed(_) => 1,
         }
     }

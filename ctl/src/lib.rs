@@ -17,6 +17,7 @@ pub mod member;
 pub mod moment;
 pub mod operator;
 pub mod output;
+pub mod pairs;
 pub mod playground;
 pub mod progress;
 pub mod raw;
@@ -26,6 +27,7 @@ pub mod store;
 pub mod table;
 pub mod text;
 pub mod tso;
+pub mod txn;
 
 use clap::CommandFactory as _;
 
@@ -37,6 +39,7 @@ pub async fn run(cli: Cli) -> u8 {
     let done = match noun {
         Noun::Playground(args) => playground::run(&global, args).await,
         Noun::Raw(verb) => raw::run(&global, verb).await,
+        Noun::Txn(args) => txn::run(&global, args).await,
         Noun::Tso { timestamp } => tso::run(&global, timestamp).await,
         Noun::Gc(args) => gc::run(&global, args).await,
         Noun::Cluster => cluster::run(&global).await,

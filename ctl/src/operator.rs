@@ -10,7 +10,7 @@ use crate::admin_api::AdminApi;
 use crate::cli::{Global, Operator, Order, SplitArgs};
 use crate::error::{Error, Result};
 use crate::table::{self, Align};
-use crate::{connect, key, raw, text};
+use crate::{connect, key, pairs, text};
 
 /// How often a command that waits for an operator looks.
 const LOOK: Duration = Duration::from_millis(50);
@@ -107,7 +107,7 @@ async fn split_wish(global: &Global, args: &SplitArgs) -> Result<Value> {
     let client = connect::scheduler(global).await?;
     let api = connect::api(&client).await?;
     let boundary = |text: &String| -> Result<String> {
-        let user = raw::parse(args.coding.coding(), "key", text)?;
+        let user = pairs::parse(args.coding.coding(), "key", text)?;
         let boundary: Bytes = key::boundary_of_raw(user.to_vec(), api);
         Ok(text::to_hex(&boundary))
     };

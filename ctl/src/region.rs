@@ -10,7 +10,7 @@ use crate::cli::{Global, Region};
 use crate::error::{Error, Result};
 use crate::key::{self, Bound, Side};
 use crate::table::{self, Align};
-use crate::{connect, operator, raw};
+use crate::{connect, operator, pairs};
 
 /// Regions asked for at a time.
 const PAGE: usize = 1024;
@@ -110,7 +110,7 @@ pub async fn run(global: &Global, verb: Region) -> Result<()> {
             show(global, &found.ok_or_else(missing)?, api)
         }
         Region::Key { key, coding } => {
-            let user = raw::parse(coding.coding(), "key", &key)?;
+            let user = pairs::parse(coding.coding(), "key", &key)?;
             let found = client.get_region(key::boundary_of_raw(user.to_vec(), api)).await?;
             let missing =
                 || Error::NotFound(format!("no region is known for key {key:?}; try again shortly"));

@@ -3,7 +3,10 @@
 //! Keys are written first when the workload reads them. Then as many workers as operations should be in flight run
 //! a closed loop: what cannot be answered is not asked, so latencies are those at the throughput that was reached.
 
+pub mod chooser;
+pub mod payment;
 pub mod report;
+pub mod target;
 pub mod worker;
 
 use std::sync::Arc;
@@ -11,13 +14,15 @@ use std::time::{Duration, Instant};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use futures::{StreamExt as _, TryStreamExt as _};
-use kvclient::RawClient;
 
 use crate::cli::{Bench, Global, Workload};
 use crate::error::{Error, Result};
 use crate::{connect, progress};
-use report::{Measured, Report, Setup, latencies};
-use worker::{KEY_PREFIX, Plan, Random, Worker, key};
+use chooser::Random;
+use payment::Rows;
+use report::{Measured, Report, Setup};
+use target::{Target, options};
+use worker::{Growth, KEY_PREFIX, Plan, Worker, key};
 
 const LOAD_BATCH: u64 = 512;
 const LOAD_BATCH_BYTES: u64 = 1 << 20;
@@ -27,11 +32,20 @@ const LOAD_BAR: &str = "writing keys {bar:30} {human_pos} of {human_len}  {per_s
 
 /// Runs the workload and prints the report.
 pub async fn run(global: &Global, args: Bench) -> Result<()> {
-    let client = connect::raw(global).await?;
+    let transactional = args.txn || args.workload.needs_transactions();
+    if transactional && !args.workload.takes_transactions() {
+        return Err(Error::Usage("--txn is for ycsb workloads; raw ones have no transactions".into()));
+    }
+    let target = match transactional {
+        true => Target::Txn(connect::transactions(global).await?, options(args.commit, args.pessimistic)),
+        false => Target::Raw(connect::raw(global).await?),
+    };
     let value = random_value(args.value_size as usize);
-    let reads = args.workload != Workload::RawPut;
-    if reads {
-        load(&client, args.keys, &value).await?;
+    let rows = Rows { warehouses: args.warehouses.into(), row_bytes: args.value_size as usize };
+    match args.workload {
+        Workload::RawPut => {}
+        Workload::TpccPayment => fill(&target, rows.count(), rows.keys(), &rows.row(0)).await?,
+        _ => fill(&target, args.keys, (0..args.keys).map(key), &value).await?,
     }
     let begin = Instant::now() + Duration::from_secs(args.warmup);
     let end = begin + Duration::from_secs(args.duration);
@@ -40,29 +54,40 @@ pub async fn run(global: &Global, args: Bench) -> Result<()> {
         keys: args.keys,
         batch: args.batch,
         scan_length: args.scan_length,
-        reads: args.reads,
+        reads: (args.workload == Workload::RawMixed).then_some(args.reads),
         value,
+        rows,
+        growth: Growth::after(args.keys),
+        run: connect::unix_seconds(),
         begin,
         end,
     });
-    let measured = work(&client, &plan, args.concurrency).await?;
+    let measured = work(&target, &plan, args.concurrency).await?;
     if args.clean {
-        clean(&client).await?;
+        clean(&target).await?;
     }
-    let setup = Setup {
-        workload: args.workload,
-        concurrency: args.concurrency,
-        value_size: args.value_size,
-        keys: args.keys,
-        batch: args.batch,
-        scan_length: (args.workload == Workload::RawScan).then_some(args.scan_length),
-        reads_percent: (args.workload == Workload::RawMixed).then_some(args.reads),
-    };
-    let report = Report::new(setup, measured, end - begin);
+    let report = Report::new(setup(&args, transactional), measured, end - begin);
     global.output.print(&report, Report::table)?;
     match (&report.first_error, report.operations) {
         (Some(error), 0) => Err(Error::Failed(format!("no operation succeeded: {error}"))),
         _ => Ok(()),
+    }
+}
+
+fn setup(args: &Bench, transactional: bool) -> Setup {
+    let scans = matches!(args.workload, Workload::RawScan | Workload::YcsbE);
+    let is_payment = args.workload == Workload::TpccPayment;
+    let rows = Rows { warehouses: args.warehouses.into(), row_bytes: args.value_size as usize };
+    Setup {
+        workload: args.workload,
+        concurrency: args.concurrency,
+        value_size: args.value_size,
+        keys: if is_payment { rows.count() } else { args.keys },
+        batch: args.batch,
+        scan_length: scans.then_some(args.scan_length),
+        reads_percent: (args.workload == Workload::RawMixed).then_some(args.reads),
+        commit: transactional.then_some(args.commit),
+        pessimistic: transactional.then_some(args.pessimistic),
     }
 }
 
@@ -77,57 +102,54 @@ fn random_value(len: usize) -> Bytes {
     value.freeze()
 }
 
-/// Writes every key once.
-async fn load(client: &RawClient, keys: u64, value: &Bytes) -> Result<()> {
-    let bar = progress::bar(Some(keys), LOAD_BAR);
+/// Writes each of these keys.
+async fn fill(target: &Target, count: u64, keys: impl Iterator<Item = Bytes>, value: &Bytes) -> Result<()> {
+    let bar = progress::bar(Some(count), LOAD_BAR);
     let pair_bytes = (value.len() + key(0).len()) as u64;
-    let batch = (LOAD_BATCH_BYTES / pair_bytes).clamp(1, LOAD_BATCH);
-    let firsts = (0..keys).step_by(batch as usize);
-    let stores = futures::stream::iter(firsts)
-        .map(|first| {
-            let (bar, value) = (bar.clone(), value.clone());
+    let batch = (LOAD_BATCH_BYTES / pair_bytes).clamp(1, LOAD_BATCH) as usize;
+    let filled = futures::stream::iter(keys)
+        .chunks(batch)
+        .map(|keys| {
+            let bar = bar.clone();
             async move {
-                let last = (first + batch).min(keys);
-                let pairs: Vec<_> = (first..last).map(|number| (key(number), value.clone())).collect();
-                client.batch_put(pairs).await?;
-                bar.inc(last - first);
-                Ok::<(), kvclient::Error>(())
+                let written = keys.len() as u64;
+                target.put(keys, value).await?;
+                bar.inc(written);
+                Ok::<(), worker::Failure>(())
             }
         })
         .buffer_unordered(LOAD_CONCURRENCY)
         .try_collect::<()>()
         .await;
     bar.finish_and_clear();
-    Ok(stores?)
+    filled.map_err(|failure| match failure {
+        worker::Failure::Client(error) => error.into(),
+        worker::Failure::Wrong(text) => Error::Failed(text),
+    })
 }
 
 /// Runs the workers and puts together what they measured.
-async fn work(client: &RawClient, plan: &Arc<Plan>, concurrency: u32) -> Result<Measured> {
+async fn work(target: &Target, plan: &Arc<Plan>, concurrency: u32) -> Result<Measured> {
     let workers: Vec<_> = (0..concurrency)
-        .map(|index| {
-            let worker = Worker::new(client.clone(), Arc::clone(plan), u64::from(index) + 1);
-            tokio::spawn(worker.run())
-        })
+        .map(|index| tokio::spawn(Worker::new(target.clone(), Arc::clone(plan), index.into()).run()))
         .collect();
-    let mut all = Measured { reads: latencies(), writes: latencies(), keys: 0, errors: 0, first_error: None };
+    let mut all = Measured::default();
     for worker in workers {
-        let done = worker.await.map_err(|error| Error::Failed(format!("a worker stopped: {error}")))?;
-        // Histograms of the same precision always add up.
-        let _ = all.reads.add(&done.reads);
-        let _ = all.writes.add(&done.writes);
-        all.keys += done.keys;
-        all.errors += done.errors;
-        all.first_error = all.first_error.or(done.first_error);
+        all.add(worker.await.map_err(|error| Error::Failed(format!("a worker stopped: {error}")))?);
     }
     Ok(all)
 }
 
 /// Deletes every benchmark key.
-async fn clean(client: &RawClient) -> Result<()> {
+async fn clean(target: &Target) -> Result<()> {
     let start = Bytes::from_static(KEY_PREFIX);
-    // The digits that follow the prefix are all below this byte.
+    // What follows the prefix is below this byte.
     let end = Bytes::from([KEY_PREFIX, b"\xff"].concat());
-    Ok(client.delete_range(start..end).await?)
+    match target {
+        Target::Raw(client) => client.delete_range(start..end).await?,
+        Target::Txn(client, _) => client.delete_range(start..end).await?,
+    }
+    Ok(())
 }
 
 #[cfg(test)]

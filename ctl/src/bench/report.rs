@@ -8,7 +8,7 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-use crate::cli::Workload;
+use crate::cli::{Commit, Workload};
 use crate::table::{self, Align};
 
 /// Latencies in microseconds.
@@ -17,6 +17,47 @@ pub type Latencies = Histogram<u64>;
 /// An empty histogram of three significant digits that grows with what it holds.
 pub fn latencies() -> Latencies {
     Histogram::new(3).expect("a histogram may have three significant digits")
+}
+
+/// What a worker does in one step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Operation {
+    /// Reads a key, or several at once.
+    Get,
+    /// Writes an existing key, or several at once.
+    Put,
+    /// Writes a new key.
+    Insert,
+    /// Reads neighbours.
+    Scan,
+    /// Reads and writes the same keys.
+    Update,
+    /// Pays a customer's bill.
+    Payment,
+}
+
+impl Operation {
+    /// All of them, each at its own number.
+    pub const ALL: [Operation; 6] = [
+        Operation::Get,
+        Operation::Put,
+        Operation::Insert,
+        Operation::Scan,
+        Operation::Update,
+        Operation::Payment,
+    ];
+
+    /// As it is reported.
+    pub fn name(self) -> &'static str {
+        match self {
+            Operation::Get => "get",
+            Operation::Put => "put",
+            Operation::Insert => "insert",
+            Operation::Scan => "scan",
+            Operation::Update => "update",
+            Operation::Payment => "payment",
+        }
+    }
 }
 
 /// What was asked for.
@@ -36,6 +77,10 @@ pub struct Setup {
     pub scan_length: Option<u32>,
     /// Share of reads in percent; null for workloads of one kind.
     pub reads_percent: Option<u8>,
+    /// How transactions commit; null without transactions.
+    pub commit: Option<Commit>,
+    /// Transactions lock what they will write; null without transactions.
+    pub pessimistic: Option<bool>,
 }
 
 /// The result of a run.
@@ -50,6 +95,8 @@ pub struct Report {
     pub operations: u64,
     /// Operations that failed.
     pub errors: u64,
+    /// Attempts that met another transaction and were made again.
+    pub conflicts: u64,
     /// The first error, in words.
     pub first_error: Option<String>,
     /// Operations a second.
@@ -65,7 +112,7 @@ pub struct Report {
 /// One kind of operation.
 #[derive(Debug, Clone, Serialize)]
 pub struct Kind {
-    /// `get`, `put` or `scan`.
+    /// `get`, `put`, `insert`, `scan`, `update` or `payment`.
     pub kind: &'static str,
     /// Operations that succeeded.
     pub operations: u64,
@@ -103,18 +150,46 @@ impl Percentiles {
     }
 }
 
-/// What all workers measured together.
+/// What workers measured.
 pub struct Measured {
-    /// Gets or scans.
-    pub reads: Latencies,
-    /// Puts.
-    pub writes: Latencies,
+    /// Of each operation, by its number.
+    latencies: [Latencies; Operation::ALL.len()],
     /// Keys read or written.
     pub keys: u64,
+    /// Attempts that met another transaction and were made again.
+    pub conflicts: u64,
     /// Operations that failed.
     pub errors: u64,
     /// The first of them, in words.
     pub first_error: Option<String>,
+}
+
+impl Default for Measured {
+    fn default() -> Measured {
+        let latencies = std::array::from_fn(|_| latencies());
+        Measured { latencies, keys: 0, conflicts: 0, errors: 0, first_error: None }
+    }
+}
+
+impl Measured {
+    /// Notes an operation that succeeded.
+    pub fn record(&mut self, operation: Operation, took: Duration, keys: u64) {
+        // A growing histogram takes every number.
+        let _ = self.latencies[operation as usize].record(took.as_micros() as u64);
+        self.keys += keys;
+    }
+
+    /// Adds what another worker measured.
+    pub fn add(&mut self, other: Measured) {
+        for (all, one) in self.latencies.iter_mut().zip(&other.latencies) {
+            // Histograms of the same precision always add up.
+            let _ = all.add(one);
+        }
+        self.keys += other.keys;
+        self.conflicts += other.conflicts;
+        self.errors += other.errors;
+        self.first_error = self.first_error.take().or(other.first_error);
+    }
 }
 
 impl Report {
@@ -122,9 +197,10 @@ impl Report {
     pub fn new(setup: Setup, measured: Measured, took: Duration) -> Report {
         let seconds = took.as_secs_f64();
         let rate = |count: u64| count as f64 / seconds.max(1e-9);
-        let read = if setup.workload == Workload::RawScan { "scan" } else { "get" };
-        let kinds: Vec<Kind> = [(read, &measured.reads), ("put", &measured.writes)]
-            .into_iter()
+        let of = |operation: &Operation| &measured.latencies[*operation as usize];
+        let kinds: Vec<Kind> = Operation::ALL
+            .iter()
+            .map(|operation| (operation.name(), of(operation)))
             .filter(|(_, latencies)| !latencies.is_empty())
             .map(|(kind, latencies)| Kind {
                 kind,
@@ -133,14 +209,17 @@ impl Report {
                 latency_us: Percentiles::of(latencies),
             })
             .collect();
-        let mut all = measured.reads;
-        // Both histograms have the same precision, and the sum may grow.
-        let _ = all.add(&measured.writes);
+        let mut all = latencies();
+        for latencies in &measured.latencies {
+            // The sum may grow.
+            let _ = all.add(latencies);
+        }
         Report {
             setup,
             seconds,
             operations: all.len(),
             errors: measured.errors,
+            conflicts: measured.conflicts,
             first_error: measured.first_error,
             operations_per_second: rate(all.len()),
             keys_per_second: rate(measured.keys),
@@ -185,6 +264,12 @@ impl Report {
         if self.keys_per_second.round() != self.operations_per_second.round() {
             text.push_str(&format!("\n{:.0} keys a second", self.keys_per_second));
         }
+        if self.conflicts > 0 {
+            text.push_str(&format!(
+                "\n{} attempts met another transaction and were made again",
+                self.conflicts
+            ));
+        }
         if let Some(error) = &self.first_error {
             text.push_str(&format!("\n{} errors; the first: {error}", self.errors));
         }
@@ -214,17 +299,17 @@ mod tests {
             batch: 1,
             scan_length: None,
             reads_percent: None,
+            commit: None,
+            pessimistic: None,
         }
     }
 
-    fn measured(reads: &[u64], writes: &[u64]) -> Measured {
-        let fill = |values: &[u64]| {
-            let mut latencies = latencies();
-            values.iter().for_each(|value| latencies.record(*value).unwrap());
-            latencies
-        };
-        let keys = (reads.len() + writes.len()) as u64;
-        Measured { reads: fill(reads), writes: fill(writes), keys, errors: 0, first_error: None }
+    fn measured(gets: &[u64], puts: &[u64]) -> Measured {
+        let mut measured = Measured::default();
+        for (operation, values) in [(Operation::Get, gets), (Operation::Put, puts)] {
+            values.iter().for_each(|us| measured.record(operation, Duration::from_micros(*us), 1));
+        }
+        measured
     }
 
     #[test]
@@ -250,7 +335,11 @@ mod tests {
 
     #[test]
     fn json_has_the_setup_beside_the_result() {
-        let report = Report::new(setup(Workload::RawScan), measured(&[5], &[]), Duration::from_secs(1));
+        let mut all = Measured { conflicts: 2, ..Measured::default() };
+        all.record(Operation::Scan, Duration::from_micros(5), 7);
+        all.add(Measured { conflicts: 1, ..Measured::default() });
+        let report = Report::new(setup(Workload::RawScan), all, Duration::from_secs(1));
+        assert!(report.table().contains("7 keys a second\n3 attempts"), "{}", report.table());
         let json = serde_json::to_value(&report).unwrap();
         assert_eq!(json["workload"], "raw-scan");
         assert_eq!(json["kinds"][0]["kind"], "scan");

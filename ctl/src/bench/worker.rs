@@ -1,15 +1,18 @@
 //! One worker of a benchmark: it does one operation after the other and notes how long each took.
 //!
-//! Workers share the client and nothing else: histograms and counters are their own until the end, keys are made in
-//! place, the value is one shared buffer. One clock reading an operation: its end is the next one's start.
+//! Workers share the client, and the numbers of new keys; histograms and counters are their own until the end, keys are
+//! made in place, the value is one shared buffer. One clock reading an operation: its end is the next one's start.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
-use kvclient::RawClient;
 
-use super::report::{Latencies, Measured, latencies};
+use super::chooser::{Chooser, Mix, Random};
+use super::payment::Rows;
+use super::report::{Measured, Operation};
+use super::target::{Done, Target};
 use crate::cli::Workload;
 
 /// What every benchmark key starts with.
@@ -27,28 +30,41 @@ pub fn key(number: u64) -> Bytes {
     key.freeze()
 }
 
-/// Pseudo-random numbers (splitmix64): good enough to choose keys, and free.
-#[derive(Debug, Clone)]
-pub struct Random(u64);
+/// The numbers of keys that workers add.
+#[derive(Debug)]
+pub struct Growth(Mutex<Grown>);
 
-impl Random {
-    /// A sequence of its own for each seed.
-    pub fn new(seed: u64) -> Random {
-        Random(seed)
+#[derive(Debug)]
+struct Grown {
+    next: u64,
+    /// Handed out and not there yet.
+    open: BTreeSet<u64>,
+}
+
+impl Growth {
+    /// After so many keys.
+    pub fn after(keys: u64) -> Growth {
+        Growth(Mutex::new(Grown { next: keys, open: BTreeSet::new() }))
     }
 
-    /// The next number.
-    pub fn draw(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+    /// The number of a new key.
+    fn begin(&self) -> u64 {
+        let mut grown = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let number = grown.next;
+        grown.next += 1;
+        grown.open.insert(number);
+        number
     }
 
-    /// The next number below `limit`, which is not zero.
-    pub fn below(&mut self, limit: u64) -> u64 {
-        ((u128::from(self.draw()) * u128::from(limit)) >> 64) as u64
+    /// The key is there. One that could not be written stays open, and readers stay below it.
+    fn end(&self, number: u64) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).open.remove(&number);
+    }
+
+    /// All keys below this number are there.
+    fn visible(&self) -> u64 {
+        let grown = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        grown.open.first().copied().unwrap_or(grown.next)
     }
 }
 
@@ -56,16 +72,22 @@ impl Random {
 pub struct Plan {
     /// The operations.
     pub workload: Workload,
-    /// Different keys.
+    /// Keys that are there before the first operation.
     pub keys: u64,
     /// Keys of one get or put.
     pub batch: u32,
-    /// Pairs of one scan.
+    /// Pairs of one scan, or the most of one where they differ.
     pub scan_length: u32,
-    /// Share of reads in a mixed workload, in percent.
-    pub reads: u8,
+    /// Share of reads where it is the user's choice, in percent.
+    pub reads: Option<u8>,
     /// What is written.
     pub value: Bytes,
+    /// Of payments.
+    pub rows: Rows,
+    /// New keys.
+    pub growth: Growth,
+    /// A number that no other run has: where keys must be new and old ones are left.
+    pub run: u64,
     /// Operations that begin earlier warm up.
     pub begin: Instant,
     /// Operations that end later do not count.
@@ -74,22 +96,24 @@ pub struct Plan {
 
 /// One worker.
 pub struct Worker {
-    client: RawClient,
+    target: Target,
     plan: Arc<Plan>,
+    mix: Mix,
+    chooser: Chooser,
     random: Random,
-    reads: Latencies,
-    writes: Latencies,
-    keys: u64,
-    errors: u64,
-    first_error: Option<String>,
+    /// This worker's place among all, and how many operations it has begun.
+    index: u64,
+    begun: u64,
+    measured: Measured,
 }
 
 impl Worker {
-    /// A worker that chooses keys by `seed`.
-    pub fn new(client: RawClient, plan: Arc<Plan>, seed: u64) -> Worker {
-        let (reads, writes) = (latencies(), latencies());
-        let random = Random::new(seed.wrapping_mul(0x5851_f42d_4c95_7f2d));
-        Worker { client, plan, random, reads, writes, keys: 0, errors: 0, first_error: None }
+    /// The worker with this number; it chooses keys by it.
+    pub fn new(target: Target, plan: Arc<Plan>, index: u64) -> Worker {
+        let mix = Mix::of(plan.workload);
+        let chooser = Chooser::new(plan.keys, mix.popularity);
+        let random = Random::new((index + 1).wrapping_mul(0x5851_f42d_4c95_7f2d));
+        Worker { target, plan, mix, chooser, random, index, begun: 0, measured: Measured::default() }
     }
 
     /// Works until the end of the measured time, or until an error that every further operation would meet.
@@ -97,110 +121,118 @@ impl Worker {
         let plan = Arc::clone(&self.plan);
         let mut started = Instant::now();
         while started < plan.end {
-            let is_read = match plan.workload {
-                Workload::RawGet | Workload::RawScan => true,
-                Workload::RawPut => false,
-                Workload::RawMixed => self.random.below(100) < u64::from(plan.reads),
-            };
-            let done = if is_read { self.read().await } else { self.write().await };
+            let operation = self.mix.draw(&mut self.random, plan.reads);
+            self.begun += 1;
+            let done = self.operate(operation).await;
             let ended = Instant::now();
-            if started >= plan.begin && ended <= plan.end {
-                match &done {
-                    Ok(keys) => {
-                        let took = (ended - started).as_micros() as u64;
-                        let latencies = if is_read { &mut self.reads } else { &mut self.writes };
-                        // A growing histogram takes every number.
-                        let _ = latencies.record(took);
-                        self.keys += keys;
-                    }
-                    Err(_) => self.errors += 1,
+            let counts = started >= plan.begin && ended <= plan.end;
+            match done {
+                Ok(Done { keys, conflicts }) if counts => {
+                    self.measured.record(operation, ended - started, keys);
+                    self.measured.conflicts += conflicts;
                 }
-            }
-            if let Err(failure) = done {
-                self.first_error.get_or_insert(failure.message);
-                if failure.fatal {
-                    self.errors = self.errors.max(1);
-                    break;
+                Ok(_) => {}
+                Err(failure) => {
+                    self.measured.errors += u64::from(counts);
+                    let is_fatal = failure.is_fatal();
+                    self.measured.first_error.get_or_insert_with(|| failure.to_string());
+                    if is_fatal {
+                        self.measured.errors = self.measured.errors.max(1);
+                        break;
+                    }
                 }
             }
             started = ended;
         }
-        let Worker { reads, writes, keys, errors, first_error, .. } = self;
-        Measured { reads, writes, keys, errors, first_error }
+        self.measured
     }
 
-    fn random_key(&mut self) -> Bytes {
-        key(self.random.below(self.plan.keys))
-    }
-
-    async fn read(&mut self) -> Result<u64, Failure> {
-        let wanted = u64::from(self.plan.batch);
-        let found = match (self.plan.workload, self.plan.batch) {
-            (Workload::RawScan, _) => return self.scan().await,
-            (_, 1) => {
-                let key = self.random_key();
-                u64::from(self.client.get(key).await?.is_some())
+    async fn operate(&mut self, operation: Operation) -> Result<Done, Failure> {
+        let plan = Arc::clone(&self.plan);
+        match operation {
+            Operation::Get => {
+                let keys = self.chosen(plan.batch);
+                self.target.get(keys).await
             }
-            (_, batch) => {
-                let keys: Vec<Bytes> = (0..batch).map(|_| self.random_key()).collect();
-                return self.batch_get(keys).await;
+            Operation::Put => {
+                let keys = self.chosen(plan.batch);
+                self.target.put(keys, &plan.value).await
             }
-        };
-        if found == wanted { Ok(found) } else { Err(Failure::missing(wanted - found)) }
+            Operation::Update => {
+                let keys = self.keys_to_update();
+                self.target.update(keys, &plan.value).await
+            }
+            Operation::Insert => {
+                let number = plan.growth.begin();
+                let done = self.target.put(vec![key(number)], &plan.value).await?;
+                plan.growth.end(number);
+                Ok(done)
+            }
+            Operation::Scan => {
+                let most = u64::from(plan.scan_length);
+                let length = match plan.workload {
+                    Workload::RawScan => most,
+                    _ => 1 + self.random.below(most),
+                };
+                let first = self.chooser.draw(&mut self.random, plan.keys);
+                let wanted = length.min(plan.keys - first) as usize;
+                self.target.scan(key(first), key(u64::MAX), wanted).await
+            }
+            Operation::Payment => {
+                let number =
+                    u128::from(plan.run) << 64 | u128::from(self.index) << 40 | u128::from(self.begun);
+                let payment = plan.rows.draw(&mut self.random, number);
+                self.target.pay(plan.rows, payment).await
+            }
+        }
     }
 
-    async fn batch_get(&self, mut keys: Vec<Bytes>) -> Result<u64, Failure> {
-        keys.sort_unstable();
-        keys.dedup();
-        let wanted = keys.len() as u64;
-        let found = self.client.batch_get(keys).await?.len() as u64;
-        if found == wanted { Ok(found) } else { Err(Failure::missing(wanted.saturating_sub(found))) }
+    fn chosen(&mut self, count: u32) -> Vec<Bytes> {
+        let visible = self.plan.growth.visible();
+        (0..count).map(|_| key(self.chooser.draw(&mut self.random, visible))).collect()
     }
 
-    async fn scan(&mut self) -> Result<u64, Failure> {
-        let length = u64::from(self.plan.scan_length);
-        let first = self.random.below(self.plan.keys);
-        let wanted = length.min(self.plan.keys - first);
-        let range = key(first)..key(self.plan.keys);
-        let found = self.client.scan(range).limit(length as usize).collect().await?.len() as u64;
-        if found == wanted { Ok(found) } else { Err(Failure::missing(wanted.saturating_sub(found))) }
-    }
-
-    async fn write(&mut self) -> Result<u64, Failure> {
-        let value = self.plan.value.clone();
-        match self.plan.batch {
-            1 => {
-                let key = self.random_key();
-                self.client.put(key, value).await?;
-                Ok(1)
+    /// Two different keys where the workload is about two, else one.
+    fn keys_to_update(&mut self) -> Vec<Bytes> {
+        let keys = self.plan.keys;
+        let first = self.chooser.draw(&mut self.random, keys);
+        match self.plan.workload {
+            Workload::TxnUpdate if keys > 1 => {
+                let second = (first + 1 + self.random.below(keys - 1)) % keys;
+                vec![key(first), key(second)]
             }
-            batch => {
-                let pairs: Vec<(Bytes, Bytes)> =
-                    (0..batch).map(|_| (self.random_key(), value.clone())).collect();
-                self.client.batch_put(pairs).await?;
-                Ok(u64::from(batch))
-            }
+            _ => vec![key(first)],
         }
     }
 }
 
 /// Why an operation did not succeed.
-struct Failure {
-    message: String,
-    /// Every further operation would fail as well.
-    fatal: bool,
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    #[error(transparent)]
+    Client(#[from] kvclient::Error),
+    /// The answer was not what must have been there.
+    #[error("{0}")]
+    Wrong(String),
 }
 
 impl Failure {
-    fn missing(count: u64) -> Failure {
-        Failure { message: format!("{count} keys that were written are not there"), fatal: false }
+    /// In these words.
+    pub fn told(text: String) -> Failure {
+        Failure::Wrong(text)
     }
-}
 
-impl From<kvclient::Error> for Failure {
-    fn from(error: kvclient::Error) -> Failure {
-        let passing = error.is_retryable() || matches!(error, kvclient::Error::Undetermined { .. });
-        Failure { message: error.to_string(), fatal: !passing }
+    /// Whether another transaction was faster.
+    pub fn is_conflict(&self) -> bool {
+        matches!(self, Failure::Client(error) if error.is_conflict())
+    }
+
+    /// Whether every further operation would fail as well.
+    fn is_fatal(&self) -> bool {
+        match self {
+            Failure::Client(kvclient::Error::Undetermined { .. }) | Failure::Wrong(_) => false,
+            Failure::Client(error) => !error.is_retryable(),
+        }
     }
 }
 
@@ -215,13 +247,13 @@ mod tests {
     }
 
     #[test]
-    fn chosen_keys_cover_the_range_evenly() {
-        let mut random = Random::new(7);
-        let mut hits = [0u32; 10];
-        for _ in 0..10_000 {
-            hits[random.below(10) as usize] += 1;
-        }
-        assert!(hits.iter().all(|count| (800..1200).contains(count)), "{hits:?}");
-        assert_ne!(Random::new(1).draw(), Random::new(2).draw());
+    fn readers_stay_below_keys_that_are_not_there_yet() {
+        let growth = Growth::after(10);
+        let (first, second) = (growth.begin(), growth.begin());
+        assert_eq!((first, second, growth.visible()), (10, 11, 10));
+        growth.end(second);
+        assert_eq!(growth.visible(), 10);
+        growth.end(first);
+        assert_eq!(growth.visible(), 12);
     }
 }

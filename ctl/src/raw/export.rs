@@ -15,7 +15,7 @@ use crate::cli::{Export, Global};
 use crate::error::{Error, Result};
 use crate::format::Encoder;
 use crate::output::stdout_error;
-use crate::{connect, progress, raw};
+use crate::{connect, pairs, progress};
 
 /// Progress; the end of the range is not known.
 pub(crate) const SPINNER: &str = "{spinner} {human_pos} pairs  {per_sec}  {elapsed}";
@@ -34,7 +34,7 @@ struct Summary {
 
 /// Runs the export.
 pub async fn run(global: &Global, args: Export) -> Result<()> {
-    let range = raw::range(&args.range)?;
+    let range = pairs::range(&args.range)?;
     let client = connect::raw(global).await?;
     let mut target = Target::create(&args.file)?;
     let bar = progress::bar(None, SPINNER);
