@@ -264,7 +264,6 @@ fn region_error(answer: &Answer) -> Option<&errorpb::Error> {
         Answer::BatchRollback(answer) => answer.region_error.as_ref(),
         Answer::ScanLock(answer) => answer.region_error.as_ref(),
         Answer::ResolveLock(answer) => answer.region_error.as_ref(),
-        Answer::Gc(answer) => answer.region_error.as_ref(),
         Answer::DeleteRange(answer) => answer.region_error.as_ref(),
         Answer::PessimisticLock(answer) => answer.region_error.as_ref(),
         Answer::PessimisticRollback(answer) => answer.region_error.as_ref(),
