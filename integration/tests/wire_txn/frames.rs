@@ -66,7 +66,13 @@ async fn commits_and_reads(hand: &ByHand) {
     let [Answer::Prewrite(locked)] = &answers[..] else { panic!("{answers:?}") };
     assert_eq!((&locked.errors[..], locked.min_commit_ts, locked.one_pc_commit_ts), (&[][..], 0, 0));
 
-    // The lock is met by everyone who reads after it.
+    locks_are_met(hand, &draft).await;
+    commits_twice(hand, &draft).await;
+    reads(hand).await;
+}
+
+/// A lock is met by everyone who reads after it.
+async fn locks_are_met(hand: &ByHand, draft: &Draft) {
     let later = timestamp(hand).await;
     let keys = hand.keys(&["frame/a", "frame/b", "frame/absent"]);
     let answers = frame(hand, |context| {
@@ -96,7 +102,10 @@ async fn commits_and_reads(hand: &ByHand) {
         "{batch:?} {scanned:?}"
     );
     assert!(before.not_found && before.error.is_none());
+}
 
+/// Twice in one frame is as good as once.
+async fn commits_twice(hand: &ByHand, draft: &Draft) {
     let commit_version = timestamp(hand).await;
     let commit = pb::CommitRequest {
         start_version: draft.start_ts,
@@ -104,7 +113,6 @@ async fn commits_and_reads(hand: &ByHand) {
         keys: hand.keys(&["frame/a", "frame/b"]),
         ..Default::default()
     };
-    // Twice in one frame is as good as once.
     let answers = frame(hand, |context| {
         vec![
             Cmd::Commit(pb::CommitRequest { context: context.clone(), ..commit.clone() }),
@@ -116,6 +124,10 @@ async fn commits_and_reads(hand: &ByHand) {
         let Answer::Commit(done) = answer else { panic!("{answer:?}") };
         assert_eq!((&done.error, done.commit_version), (&None, commit_version));
     }
+}
+
+async fn reads(hand: &ByHand) {
+    let keys = hand.keys(&["frame/a", "frame/b", "frame/absent"]);
     let now = timestamp(hand).await;
     let answers = frame(hand, |context| {
         let batch = pb::BatchGetRequest {
@@ -261,10 +273,13 @@ async fn ends_of_transactions(hand: &ByHand) {
     };
     assert_eq!((&resolved.error, &undone.error, &cleaned.error), (&None, &None, &None));
     assert_eq!(cleaned.commit_version, 0);
+    stays_rolled_back(hand, &draft, now).await;
+}
 
-    // It cannot come back, not even at the key that only the rollback has named.
+/// A transaction that was rolled back cannot come back, not even at the key that only the rollback has named.
+async fn stays_rolled_back(hand: &ByHand, draft: &Draft, now: u64) {
     for name in ["frame/c", "frame/e"] {
-        let answers = frame(hand, |context| vec![prewrite(hand, context, &draft, &[(name, "late")])]).await;
+        let answers = frame(hand, |context| vec![prewrite(hand, context, draft, &[(name, "late")])]).await;
         let [Answer::Prewrite(refused)] = &answers[..] else { panic!("{answers:?}") };
         let conflict = refused.errors.first().and_then(|error| error.conflict.as_ref());
         assert!(conflict.is_some(), "{name}: {refused:?}");
