@@ -50,3 +50,147 @@ fn safe_points_move_and_barriers_hold_them() {
     assert!(moved["txn_safe_point"]["timestamp"].as_u64() > Some(now), "{moved}");
     assert_eq!(cluster.stop(), Some(0));
 }
+
+#[test]
+fn single_transactions_and_their_exit_codes() {
+    let cluster = Playground::start(&["--stores", "1"]);
+    assert!(cluster.ok(&["txn", "put", "k", "v1"]).starts_with("committed at "));
+    let first = cluster.json(&["tso"])["timestamp"].to_string();
+    let committed = cluster.json(&["txn", "put", "k", "v2"])["committed"].as_u64().unwrap();
+    assert!(committed > first.parse().unwrap());
+    assert_eq!(cluster.ok(&["txn", "get", "k"]), "v2\n");
+    assert_eq!(cluster.ok(&["txn", "get", "k", "--at", &first]), "v1\n");
+    assert_eq!(code(&cluster.kvctl(&["txn", "get", "k", "--at", "1h"])), 3, "it was not there an hour ago");
+    assert_eq!(code(&cluster.kvctl(&["txn", "get", "k", "--at", "soon"])), 2);
+    cluster.ok(&["txn", "put", "--escaped", r"b\x00", r"\xff"]);
+    assert_eq!(cluster.ok(&["txn", "get", "--hex", "6200"]), "ff\n");
+    assert_eq!(cluster.ok(&["txn", "scan"]), "b\\0\t\\xff\nk\tv2\n");
+    let reverse = cluster.kvctl(&["txn", "scan", "--reverse", "--keys-only", "--limit", "1"]);
+    assert_eq!((stdout(&reverse).as_str(), stderr(&reverse).contains("more")), ("k\n", true));
+    assert_eq!(cluster.ok(&["txn", "scan", "--at", &first]), "k\tv1\n");
+    // Raw pairs are others.
+    assert_eq!(code(&cluster.kvctl(&["raw", "get", "k"])), 3);
+    cluster.ok(&["txn", "delete", "k"]);
+    assert_eq!(code(&cluster.kvctl(&["txn", "get", "k"])), 3);
+    assert_eq!(code(&cluster.kvctl(&["txn", "nonsense"])), 2);
+    assert_eq!(cluster.stop(), Some(0));
+}
+
+#[test]
+fn a_shell_runs_scripts() {
+    let cluster = Playground::start(&["--stores", "1"]);
+    let script = "\
+        # a transfer\n\
+        put alice 10\n\
+        put bob 5\n\
+        begin pessimistic\n\
+        get alice\n\
+        put alice 7\n\
+        put bob 8\n\
+        insert \"carol smith\" 1\n\
+        lock dave\n\
+        get bob\n\
+        get nobody\n\
+        scan a z limit 2 reverse\n\
+        commit\n\
+        begin\n\
+        delete bob\n\
+        scan\n\
+        rollback\n\
+        get bob\n";
+    let done = cluster.kvctl_with_input(&["txn"], script.as_bytes());
+    assert_eq!(code(&done), 0, "{}", stderr(&done));
+    let lines: Vec<String> = stdout(&done).lines().map(str::to_owned).collect();
+    let shown: Vec<&str> = lines
+        .iter()
+        .map(|line| line.trim_end_matches(|c: char| c.is_ascii_digit() && line.contains(" transaction ")))
+        .map(|line| if line.starts_with("committed at ") { "committed" } else { line })
+        .collect();
+    let wanted = [
+        "committed",
+        "committed",
+        "pessimistic transaction ",
+        "10",
+        "8",
+        "(absent)",
+        "carol smith\t1",
+        "bob\t8",
+        "committed",
+        "optimistic transaction ",
+        "alice\t7",
+        "carol smith\t1",
+        "8",
+    ];
+    assert_eq!(shown, wanted);
+}
+
+#[test]
+fn a_shell_ends_with_the_first_error_and_leaves_nothing_open() {
+    let cluster = Playground::start(&["--stores", "1"]);
+    let run =
+        |script: &str| cluster.kvctl_with_input(&["txn", "shell", "--output", "json"], script.as_bytes());
+    let wrong = run("put a 1\nbegin\nput a 2\nput a\nput a 3\ncommit\n");
+    assert_eq!(code(&wrong), 2, "{}", stderr(&wrong));
+    assert!(
+        stderr(&wrong).contains("put KEY VALUE") && stderr(&wrong).contains("rolled back"),
+        "{}",
+        stderr(&wrong)
+    );
+    assert_eq!(stdout(&wrong).lines().count(), 3, "{}", stdout(&wrong));
+    let exists = run("begin pessimistic\nput b 1\ninsert a 2\n");
+    assert_eq!(code(&exists), 5, "{}", stderr(&exists));
+    let left = run("begin pessimistic\nput a 9\nquit\nput a 10\n");
+    assert_eq!(code(&left), 0, "{}", stderr(&left));
+    // Nobody holds a lock, and nothing was written.
+    let after = run("begin pessimistic\nget a\nlock a b\nrollback\ncommit\n");
+    assert_eq!(code(&after), 2, "nothing is open for the commit");
+    assert!(stdout(&after).contains(r#""value":"1""#), "{}", stdout(&after));
+    assert_eq!(code(&run("begin\nbegin\n")), 2);
+    assert_eq!(code(&run("lock a\n")), 2);
+    assert_eq!(cluster.stop(), Some(0));
+}
+
+#[test]
+fn every_transactional_workload_runs() {
+    let cluster = Playground::start(&["--stores", "1"]);
+    let bench = |args: &[&str]| {
+        let common = [
+            "bench",
+            "--keys",
+            "500",
+            "--concurrency",
+            "4",
+            "--duration",
+            "1",
+            "--warmup",
+            "0",
+            "--workload",
+        ];
+        cluster.json(&[&common, args].concat())
+    };
+    let kinds = |report: &serde_json::Value| -> Vec<String> {
+        let kinds = report["kinds"].as_array().unwrap();
+        kinds.iter().map(|kind| kind["kind"].as_str().unwrap().to_owned()).collect()
+    };
+    for (args, wanted) in [
+        (&["txn-get"][..], &["get"][..]),
+        (&["txn-update"], &["update"]),
+        (&["txn-update", "--commit", "two-phase", "--pessimistic"], &["update"]),
+        (&["ycsb-a", "--txn"], &["get", "put"]),
+        (&["ycsb-d"], &["get", "insert"]),
+        (&["ycsb-e", "--txn", "--scan-length", "20"], &["insert", "scan"]),
+        (&["ycsb-f", "--txn", "--commit", "async"], &["get", "update"]),
+        (&["ycsb-f"], &["get", "update"]),
+        (&["tpcc-payment", "--warehouses", "1", "--pessimistic", "--clean"], &["payment"]),
+    ] {
+        let report = bench(args);
+        assert_eq!(
+            (report["errors"].as_u64(), kinds(&report)),
+            (Some(0), wanted.iter().map(|w| w.to_string()).collect()),
+            "{args:?}: {report}"
+        );
+    }
+    assert_eq!(cluster.ok(&["txn", "scan", "--prefix", "kvctl-bench/"]), "", "cleaned");
+    assert_eq!(code(&cluster.kvctl(&["bench", "--workload", "raw-get", "--txn"])), 2);
+    assert_eq!(cluster.stop(), Some(0));
+}
