@@ -13,10 +13,12 @@ use serde::{Deserialize, Serialize};
 pub mod coprocessor;
 pub mod gc;
 pub mod nearest;
+pub mod pessimistic_txn;
 pub mod units;
 
 pub use coprocessor::CoprocessorConfig;
 pub use gc::GcConfig;
+pub use pessimistic_txn::PessimisticTxnConfig;
 pub use units::{ReadableDuration, ReadableSize};
 
 use crate::engine::EngineConfig;
@@ -46,6 +48,7 @@ pub struct Config {
     pub coprocessor: CoprocessorConfig,
     pub readpool: ReadPoolConfig,
     pub gc: GcConfig,
+    pub pessimistic_txn: PessimisticTxnConfig,
     pub log: LogConfig,
 }
 
@@ -366,6 +369,7 @@ impl Config {
         }
         self.coprocessor.validate().map_err(|(key, message)| ConfigError::Invalid { key, message })?;
         self.gc.validate().map_err(|(key, message)| ConfigError::Invalid { key, message })?;
+        self.pessimistic_txn.validate().map_err(|(key, message)| ConfigError::Invalid { key, message })?;
         if let Err(message) = self.raft(0).validate() {
             return Err(ConfigError::Invalid { key: "raftstore", message });
         }

@@ -299,7 +299,7 @@ fn check_txn_request(input: &[u8]) {
         }
     }
     if let Ok(request) = kvrpcpb::PessimisticLockRequest::decode(input) {
-        match requests::pessimistic_lock(request) {
+        match requests::pessimistic_lock(request, 1_000) {
             Ok((command, wait_ms)) => {
                 check(command.keys(), command.start_ts);
                 assert!(wait_ms <= 3_600_000);

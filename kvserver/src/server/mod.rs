@@ -21,7 +21,6 @@ use crate::safe_points::SafePoints;
 use crate::storage::store::Store;
 use crate::txn::edge::Oracle;
 use crate::txn::gc::worker::GcWorker;
-use crate::txn::lock_waits::LockWaitOptions;
 use crate::txn::raw::Raw;
 use crate::txn::scheduler::{Txn, TxnParts};
 
@@ -186,7 +185,7 @@ impl Server {
         let (storage, timer) = (store.storage(), Arc::new(ServerTimer));
         let stop = CancellationToken::new();
         let deadlocks = Deadlocks::start(store.clone(), stop.clone());
-        let (detector, waits) = (Arc::new(deadlocks.clone()), LockWaitOptions::default());
+        let (detector, waits) = (Arc::new(deadlocks.clone()), config.pessimistic_txn.options());
         let txn = Arc::new(Txn::new(TxnParts {
             storage,
             pool,
@@ -199,7 +198,7 @@ impl Server {
         }));
         let service = KvService::new(
             RawCommands::new(raw),
-            TxnCommands::new(txn.clone()),
+            TxnCommands::new(txn.clone()).waiting(config.pessimistic_txn.wait_for_lock_timeout.as_millis()),
             admission.clone(),
             metrics.clone(),
             store.clone(),

@@ -24,11 +24,19 @@ mod writes;
 #[derive(Clone)]
 pub struct TxnCommands {
     txn: Arc<Txn>,
+    /// How long a request waits for a lock when it does not say, milliseconds.
+    wait_ms: u64,
 }
 
 impl TxnCommands {
+    /// Requests wait for locks for a second when they do not say how long.
     pub fn new(txn: Arc<Txn>) -> TxnCommands {
-        TxnCommands { txn }
+        TxnCommands { txn, wait_ms: 1_000 }
+    }
+
+    /// The same, but they wait for so many milliseconds.
+    pub fn waiting(self, wait_ms: u64) -> TxnCommands {
+        TxnCommands { wait_ms, ..self }
     }
 }
 

@@ -11,9 +11,7 @@ use crate::txn::commands::{
 };
 use crate::txn::error::{TxnError, TxnResult};
 
-/// How long a request waits for a lock if it does not say, milliseconds: well inside the deadline of impatient clients.
-const WAIT_MS: u64 = 1_000;
-/// And at most.
+/// How long a request may wait for a lock, milliseconds.
 const WAIT_MS_MAX: u64 = 3_600_000;
 
 fn invalid<T>(text: String) -> TxnResult<T> {
@@ -137,8 +135,12 @@ pub fn prewrite(request: pb::PrewriteRequest) -> TxnResult<Prewrite> {
     })
 }
 
-/// Claims of a pessimistic transaction, and how long to wait for them, milliseconds.
-pub fn pessimistic_lock(request: pb::PessimisticLockRequest) -> TxnResult<(AcquirePessimisticLock, u64)> {
+/// Claims of a pessimistic transaction, and how long to wait for them, milliseconds: `wait_ms` when the request does
+/// not say.
+pub fn pessimistic_lock(
+    request: pb::PessimisticLockRequest,
+    wait_ms: u64,
+) -> TxnResult<(AcquirePessimisticLock, u64)> {
     let start_ts = request.start_version;
     check_start_ts(start_ts)?;
     distinct(request.mutations.iter().map(|m| &m.key))?;
@@ -155,7 +157,7 @@ pub fn pessimistic_lock(request: pb::PessimisticLockRequest) -> TxnResult<(Acqui
         claims.push(Claim { must_not_exist: assertion(m.assertion)? == Some(false), key: m.key });
     }
     let wait_ms = match request.wait_timeout {
-        0 => WAIT_MS,
+        0 => wait_ms,
         wait => u64::try_from(wait).unwrap_or(0).min(WAIT_MS_MAX),
     };
     let command = AcquirePessimisticLock {
@@ -267,9 +269,9 @@ mod tests {
                 wait_timeout,
                 ..Default::default()
             };
-            pessimistic_lock(request).unwrap().1
+            pessimistic_lock(request, 700).unwrap().1
         };
-        assert_eq!((wait(0), wait(-1), wait(300)), (WAIT_MS, 0, 300));
+        assert_eq!((wait(0), wait(-1), wait(300)), (700, 0, 300));
         assert_eq!(wait(i64::MAX), WAIT_MS_MAX);
     }
 
@@ -287,8 +289,8 @@ mod tests {
             wake_up_mode: pb::PessimisticLockWakeUpMode::WakeUpModeForceLock as i32,
             ..Default::default()
         };
-        assert!(pessimistic_lock(request.clone()).unwrap_err().to_string().contains("by force"));
+        assert!(pessimistic_lock(request.clone(), 700).unwrap_err().to_string().contains("by force"));
         let normal = pb::PessimisticLockRequest { wake_up_mode: 0, ..request };
-        assert_eq!(pessimistic_lock(normal).unwrap().0.claims.len(), 2);
+        assert_eq!(pessimistic_lock(normal, 700).unwrap().0.claims.len(), 2);
     }
 }

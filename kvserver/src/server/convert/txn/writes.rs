@@ -73,7 +73,7 @@ impl TxnCommands {
             by_force: request.wake_up_mode == pb::PessimisticLockWakeUpMode::WakeUpModeForceLock as i32,
         };
         let result: Answered<_> = async {
-            let (command, wait_ms) = requests::pessimistic_lock(request)?;
+            let (command, wait_ms) = requests::pessimistic_lock(request, self.wait_ms)?;
             let start_ts = command.start_ts;
             Ok(self.txn.run_waiting(&call, command, start_ts, wait_ms).await?)
         }
