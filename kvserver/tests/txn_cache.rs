@@ -103,20 +103,22 @@ impl Iter for SparseIter {
     }
 }
 
+/// The answer when only the first `steps` are in memory, and how many of them were left.
+fn ask<T>(world: &World, steps: usize, ask: impl Fn(&RegionSnapshot) -> T) -> (T, usize) {
+    let steps = Arc::new(AtomicUsize::new(steps));
+    let sparse = Sparse { inner: world.engine.snapshot(), steps: steps.clone() };
+    let at = RegionSnapshot { snapshot: Arc::new(sparse), ..world.at() };
+    (ask(&at), steps.load(Ordering::Relaxed))
+}
+
 /// Asks with more and more in memory. Every answer is the whole one, or says that something was missing.
-fn complete_or_nothing<T: Debug>(world: &World, what: &str, ask: impl Fn(&RegionSnapshot) -> TxnResult<T>) {
-    let answer = |steps: usize| {
-        let steps = Arc::new(AtomicUsize::new(steps));
-        let sparse = Sparse { inner: world.engine.snapshot(), steps: steps.clone() };
-        let at = RegionSnapshot { snapshot: Arc::new(sparse), ..world.at() };
-        (ask(&at), steps.load(Ordering::Relaxed))
-    };
-    let (whole, left) = answer(1_000_000);
+fn complete_or_nothing<T: Debug>(world: &World, what: &str, f: impl Fn(&RegionSnapshot) -> TxnResult<T>) {
+    let (whole, left) = ask(world, 1_000_000, &f);
     let used = 1_000_000 - left;
     assert!(used > 0, "{what} looks at nothing");
     let whole = format!("{whole:?}");
     for steps in 0..=used {
-        let (partial, _) = answer(steps);
+        let (partial, _) = ask(world, steps, &f);
         assert!(steps > 0 || partial.is_err(), "{what} needs no data");
         assert!(
             matches!(partial, Err(TxnError::Engine(EngineError::NotCached)))
@@ -283,4 +285,51 @@ fn commands_decide_on_all_or_say_that_they_cannot() {
             command(&world, &format!("heart beat {what}"), beat);
         }
     }
+}
+
+/// How many looks at the engine something takes.
+fn looks<T: Debug>(world: &World, f: impl Fn(&RegionSnapshot) -> TxnResult<T>) -> usize {
+    let (answer, left) = ask(world, 1_000, f);
+    answer.unwrap();
+    1_000 - left
+}
+
+#[test]
+fn nothing_is_looked_at_twice() {
+    let world = World::new(Arc::new(MemEngine::new()));
+    let names: Vec<String> = (0..50).map(|n| format!("k{n:02}")).collect();
+    let keys: Vec<&str> = names.iter().map(|name| &name[..]).collect();
+    world.run(&Prewrite { try_one_pc: true, ..prewrite(10, &keys, MutationOp::Put, false) }).unwrap();
+    world.run(&Prewrite { try_one_pc: true, ..prewrite(20, &["long"], MutationOp::Put, true) }).unwrap();
+    let get = |name: &str| {
+        looks(&world, |at| {
+            let mut reader = Reader::new(&at.snapshot, ReadTier::Cache);
+            mvcc::point_get(&mut reader, key(name), &ReadRules::at(30))
+        })
+    };
+    assert_eq!((get("k07"), get("missing")), (2, 2), "the lock, the version");
+    assert_eq!(get("long"), 3, "and a long value");
+    for reverse in [false, true] {
+        let scan = Scan { lower: Bytes::new(), upper: key("k99"), reverse, key_only: false, limit: 99 };
+        let scanned = looks(&world, |at| {
+            let mut out = Scanned::default();
+            mvcc::scan(at, ReadTier::Cache, &scan, &ReadRules::at(30), LongReply::Grow, &mut out)
+        });
+        assert_eq!(scanned, 2 + 50, "two cursors, a step for each key");
+    }
+    let command = |prewrite: &Prewrite| {
+        looks(&world, |at| {
+            let reader = Reader::new(&at.snapshot, ReadTier::Cache);
+            Ok(prewrite.process(&mut Cx { reader, max_ts: &world.max_ts })?.write.len())
+        })
+    };
+    assert_eq!(command(&prewrite(40, &["k01", "new"], MutationOp::Put, false)), 2 * 2);
+    let one_pc = Prewrite { try_one_pc: true, ..prewrite(40, &["k01", "new"], MutationOp::Put, false) };
+    assert_eq!(command(&one_pc), 2 * 2);
+    let claimed = looks(&world, |at| {
+        let reader = Reader::new(&at.snapshot, ReadTier::Cache);
+        let claim = claim(40, 40, &["k01", "missing"]);
+        Ok(claim.process(&mut Cx { reader, max_ts: &world.max_ts })?.answer)
+    });
+    assert_eq!(claimed, 2 * 2, "what a claimed key holds is known from the check");
 }

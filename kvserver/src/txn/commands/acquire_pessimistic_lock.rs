@@ -153,7 +153,8 @@ impl AcquirePessimisticLock {
         let current = match &newest {
             _ if !self.wants_data(claim, conflict_ts) => None,
             Some(newest) if newest.write.kind.has_data() => Some(newest.clone()),
-            _ => cx.reader.version(key, u64::MAX)?,
+            None => None,
+            Some(_) => cx.reader.version(key, u64::MAX)?,
         };
         let claimed = self.claimed(cx, claim, key, current.as_ref(), conflict_ts)?;
         if self.lock_only_if_exists && !claimed.exists {
