@@ -169,30 +169,43 @@ fn lock(key: &str, pessimistic: bool) -> LockInfo {
     lock
 }
 
+/// The resolution of the locks that a command names.
+fn met(command: &Command) -> Result<Resolution, Box<dyn StdError>> {
+    let Command::Meet { caller, keys, ttl, now, size, pessimistic, known } = command else {
+        return Err("only for locks that are met".into());
+    };
+    let caller = match caller.as_str() {
+        "read" => Caller::Read(ts(1500)),
+        "latest" => Caller::Read(Timestamp::MAX),
+        "wait" => Caller::Wait,
+        "force" => Caller::Force,
+        _ => return Err("callers are read, latest, wait and force".into()),
+    };
+    let is_pessimistic = |key: &String| pessimistic.as_ref().is_some_and(|keys| keys.contains(key.as_str()));
+    let lock = |key: &String| LockInfo {
+        lock_ttl: ttl.unwrap_or(3000),
+        txn_size: size.unwrap_or(2),
+        ..lock(key, is_pessimistic(key))
+    };
+    let locks: Vec<LockInfo> = keys.iter().map(lock).collect();
+    let known = known.map(|ms| Verdict::Committed(ts(ms)));
+    Ok(Resolution::new(&locks, caller, ts(now.unwrap_or(2000)), known))
+}
+
+fn key_error(name: &str) -> KeyError {
+    match name {
+        "not_found" => KeyError { txn_not_found: Some(TxnNotFound::default()), ..Default::default() },
+        "mismatch" => KeyError { primary_mismatch: Some(PrimaryMismatch::default()), ..Default::default() },
+        text => KeyError { abort: text.to_string(), ..Default::default() },
+    }
+}
+
 impl goldenscript::Runner for Runner {
     type Command = Command;
 
     fn run(&mut self, command: &Command, _: &goldenscript::Context) -> Result<String, Box<dyn StdError>> {
         match command {
-            Command::Meet { caller, keys, ttl, now, size, pessimistic, known } => {
-                let caller = match caller.as_str() {
-                    "read" => Caller::Read(ts(1500)),
-                    "latest" => Caller::Read(Timestamp::MAX),
-                    "wait" => Caller::Wait,
-                    "force" => Caller::Force,
-                    _ => return Err("callers are read, latest, wait and force".into()),
-                };
-                let locks: Vec<LockInfo> = keys
-                    .iter()
-                    .map(|key| LockInfo {
-                        lock_ttl: ttl.unwrap_or(3000),
-                        txn_size: size.unwrap_or(2),
-                        ..lock(key, pessimistic.as_ref().is_some_and(|keys| keys.contains(key.as_str())))
-                    })
-                    .collect();
-                let known = known.map(|ms| Verdict::Committed(ts(ms)));
-                self.0 = Resolution::new(&locks, caller, ts(now.unwrap_or(2000)), known);
-            }
+            Command::Meet { .. } => self.0 = met(command)?,
             Command::Locked { ttl, secondaries, min, action: name } => {
                 let mut info = lock("p", false);
                 info.lock_ttl = *ttl;
@@ -216,16 +229,7 @@ impl goldenscript::Runner for Runner {
                 self.0.on_status(reply)?;
             }
             Command::Refused { error } => {
-                let error = match error.as_str() {
-                    "not_found" => {
-                        KeyError { txn_not_found: Some(TxnNotFound::default()), ..Default::default() }
-                    }
-                    "mismatch" => {
-                        KeyError { primary_mismatch: Some(PrimaryMismatch::default()), ..Default::default() }
-                    }
-                    text => KeyError { abort: text.to_string(), ..Default::default() },
-                };
-                let reply = CheckTxnStatusResponse { error: Some(error), ..Default::default() };
+                let reply = CheckTxnStatusResponse { error: Some(key_error(error)), ..Default::default() };
                 if let Err(error) = self.0.on_status(reply) {
                     return Ok(format!("error: {error}\n"));
                 }

@@ -30,6 +30,23 @@ pub fn start(world: Arc<World>, id: u64) -> Server {
     serve(|_| tonic::transport::Server::builder().add_service(service))
 }
 
+/// Executes a transactional request after the checks that every request passes.
+macro_rules! answer {
+    ($store:ident, $variant:ident, $reply:ident, $q:expr, $keys:expr, |$data:ident| $run:expr) => {{
+        $store.world.seen.lock().push(stringify!($variant));
+        let region_error = $store.check($q.context.as_ref(), $keys);
+        if region_error.is_some() {
+            return Reply::$variant($reply { region_error, ..Default::default() });
+        }
+        let $data = &mut *$store.world.txn.lock();
+        Reply::$variant($run)
+    }};
+}
+
+fn keys_of(mutations: &[Mutation]) -> Vec<Bytes> {
+    mutations.iter().map(|mutation| mutation.key.clone()).collect()
+}
+
 /// What tests call a request that they lose or hold back.
 fn name_of(command: &Cmd) -> &'static str {
     match command {
@@ -139,90 +156,92 @@ impl Store {
 
     /// Executes a transactional request.
     fn transact(&self, command: Cmd) -> Reply {
-        macro_rules! answer {
-            ($variant:ident, $reply:ident, $q:expr, $keys:expr, |$data:ident| $run:expr) => {{
-                self.world.seen.lock().push(stringify!($variant));
-                let region_error = self.check($q.context.as_ref(), $keys);
-                if region_error.is_some() {
-                    return Reply::$variant($reply { region_error, ..Default::default() });
-                }
-                let $data = &mut *self.world.txn.lock();
-                Reply::$variant($run)
-            }};
-        }
-        let keys_of = |mutations: &[Mutation]| mutations.iter().map(|m| m.key.clone()).collect::<Vec<_>>();
-        let inside_of = |context: Option<&Context>| {
-            let region_id = context.map_or(0, |context| context.region_id);
-            let region = self.world.regions.lock().iter().find(|r| r.id == region_id).cloned();
-            move |key: &Bytes| region.as_ref().is_some_and(|region| inside(region, key))
-        };
         match command {
-            Cmd::Get(q) => answer!(Get, GetResponse, q, &[&q.key], |data| data.get(&q)),
+            Cmd::Get(q) => answer!(self, Get, GetResponse, q, &[&q.key], |data| data.get(&q)),
             Cmd::BatchGet(q) => {
                 let keys: Vec<&Bytes> = q.keys.iter().collect();
-                answer!(BatchGet, BatchGetResponse, q, &keys, |data| data.batch_get(&q))
+                answer!(self, BatchGet, BatchGetResponse, q, &keys, |data| data.batch_get(&q))
             }
             Cmd::Scan(q) => {
                 let lower = if q.reverse { &q.end_key } else { &q.start_key };
-                answer!(Scan, ScanResponse, q, &[lower], |data| data.scan(&q))
+                answer!(self, Scan, ScanResponse, q, &[lower], |data| data.scan(&q))
             }
             Cmd::Prewrite(q) => {
                 let keys = keys_of(&q.mutations);
                 let keys: Vec<&Bytes> = keys.iter().collect();
-                answer!(Prewrite, PrewriteResponse, q, &keys, |data| data.prewrite(&q))
+                answer!(self, Prewrite, PrewriteResponse, q, &keys, |data| data.prewrite(&q))
             }
             Cmd::Commit(q) => {
                 let keys: Vec<&Bytes> = q.keys.iter().collect();
-                answer!(Commit, CommitResponse, q, &keys, |data| data.commit(&q))
+                answer!(self, Commit, CommitResponse, q, &keys, |data| data.commit(&q))
             }
             Cmd::BatchRollback(q) => {
                 let keys: Vec<&Bytes> = q.keys.iter().collect();
-                answer!(BatchRollback, BatchRollbackResponse, q, &keys, |data| data.batch_rollback(&q))
+                answer!(self, BatchRollback, BatchRollbackResponse, q, &keys, |data| data.batch_rollback(&q))
             }
             Cmd::PessimisticLock(q) => {
                 let keys = keys_of(&q.mutations);
                 let keys: Vec<&Bytes> = keys.iter().collect();
-                answer!(PessimisticLock, PessimisticLockResponse, q, &keys, |data| data.pessimistic_lock(&q))
+                answer!(self, PessimisticLock, PessimisticLockResponse, q, &keys, |data| data
+                    .pessimistic_lock(&q))
             }
             Cmd::PessimisticRollback(q) => {
                 let keys: Vec<&Bytes> = q.keys.iter().collect();
-                answer!(PessimisticRollback, PessimisticRollbackResponse, q, &keys, |data| {
+                answer!(self, PessimisticRollback, PessimisticRollbackResponse, q, &keys, |data| {
                     data.pessimistic_rollback(&q);
                     PessimisticRollbackResponse::default()
                 })
             }
+            other => self.settle(other),
+        }
+    }
+
+    /// Executes what comes after the writes: what keeps transactions alive, ends them, and cleans up.
+    fn settle(&self, command: Cmd) -> Reply {
+        match command {
             Cmd::TxnHeartBeat(q) => {
-                answer!(TxnHeartBeat, TxnHeartBeatResponse, q, &[&q.primary_lock], |data| data.heart_beat(&q))
+                answer!(self, TxnHeartBeat, TxnHeartBeatResponse, q, &[&q.primary_lock], |data| data
+                    .heart_beat(&q))
             }
             Cmd::CheckTxnStatus(q) => {
-                answer!(CheckTxnStatus, CheckTxnStatusResponse, q, &[&q.primary_key], |data| {
+                answer!(self, CheckTxnStatus, CheckTxnStatusResponse, q, &[&q.primary_key], |data| {
                     data.check_txn_status(&q)
                 })
             }
             Cmd::CheckSecondaryLocks(q) => {
                 let keys: Vec<&Bytes> = q.keys.iter().collect();
-                answer!(CheckSecondaryLocks, CheckSecondaryLocksResponse, q, &keys, |data| {
+                answer!(self, CheckSecondaryLocks, CheckSecondaryLocksResponse, q, &keys, |data| {
                     data.check_secondary_locks(&q)
                 })
             }
             Cmd::ResolveLock(q) => {
                 let keys: Vec<&Bytes> = q.keys.iter().collect();
-                let inside = inside_of(q.context.as_ref());
-                answer!(ResolveLock, ResolveLockResponse, q, &keys, |data| {
+                let inside = self.inside_of(q.context.as_ref());
+                answer!(self, ResolveLock, ResolveLockResponse, q, &keys, |data| {
                     data.resolve_lock(&q, inside);
                     ResolveLockResponse::default()
                 })
             }
             Cmd::ScanLock(q) => {
-                let inside = inside_of(q.context.as_ref());
-                answer!(ScanLock, ScanLockResponse, q, &[&q.start_key], |data| data.scan_lock(&q, inside))
+                let inside = self.inside_of(q.context.as_ref());
+                answer!(self, ScanLock, ScanLockResponse, q, &[&q.start_key], |data| data
+                    .scan_lock(&q, inside))
             }
-            Cmd::DeleteRange(q) => answer!(DeleteRange, DeleteRangeResponse, q, &[&q.start_key], |data| {
-                data.delete_range(&q);
-                DeleteRangeResponse::default()
-            }),
+            Cmd::DeleteRange(q) => {
+                answer!(self, DeleteRange, DeleteRangeResponse, q, &[&q.start_key], |data| {
+                    data.delete_range(&q);
+                    DeleteRangeResponse::default()
+                })
+            }
             other => panic!("the client sent {other:?}"),
         }
+    }
+
+    /// Tells the keys of the region that a request is meant for.
+    fn inside_of(&self, context: Option<&Context>) -> impl Fn(&Bytes) -> bool + use<> {
+        let region_id = context.map_or(0, |context| context.region_id);
+        let region = self.world.regions.lock().iter().find(|r| r.id == region_id).cloned();
+        move |key: &Bytes| region.as_ref().is_some_and(|region| inside(region, key))
     }
 
     fn scan(&self, q: RawScanRequest) -> RawScanResponse {
