@@ -144,6 +144,22 @@ async fn a_pushed_transaction_commits_later() {
 }
 
 #[tokio::test]
+async fn an_abandoned_commit_cleans_up() {
+    let (cluster, client) = cluster().await;
+    let mut txn = client.begin(TxnOptions::optimistic().async_commit(false).one_phase(false)).await.unwrap();
+    txn.put("a", "new").await.unwrap();
+    txn.put("z", "new").await.unwrap();
+    let a_key = cluster.world.txn_wire("a");
+    // Somebody else's lock keeps the commit waiting with one of its own.
+    let crash = Crash::new(&cluster, &client, &["z"]).await;
+    crash.prewrite(0..1);
+    let commit = tokio::spawn(async move { txn.commit().await });
+    eventually("no lock of its own", || cluster.world.txn.lock().min_commit_ts(&a_key).is_some()).await;
+    commit.abort();
+    eventually("its lock stays", || cluster.world.txn.lock().min_commit_ts(&a_key).is_none()).await;
+}
+
+#[tokio::test]
 async fn a_crash_before_the_commit_is_rolled_back_after_its_time() {
     let (cluster, client) = cluster().await;
     put(&client, "z", "old").await;

@@ -34,6 +34,21 @@ struct Drive {
     holding_since: Option<Instant>,
 }
 
+/// Cleans up when the application stops waiting for a commit in the middle.
+struct Guard(Option<Drive>);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        let Some(mut drive) = self.0.take() else { return };
+        drive.committer.on_abandoned();
+        tracing::warn!(txn = %drive.start_ts, "a commit was abandoned half-way; its outcome is not known");
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            let next = drive.committer.next_action();
+            runtime.spawn(drive.finish(next));
+        }
+    }
+}
+
 /// Commits `writes` as planned; `began` is when the start timestamp was handed out.
 pub(super) async fn commit(
     shared: &Arc<Shared>,
@@ -42,7 +57,7 @@ pub(super) async fn commit(
     began: Instant,
 ) -> Result<Option<Timestamp>> {
     let (start_ts, elapsed_ms) = (plan.start_ts, plan.elapsed_ms);
-    let mut drive = Drive {
+    let drive = Drive {
         shared: shared.clone(),
         committer: Committer::new(plan, writes),
         start_ts,
@@ -53,6 +68,8 @@ pub(super) async fn commit(
     let ttl = Duration::from_millis(drive.committer.lock_ttl_ms() - elapsed_ms);
     let pulse =
         Pulse { shared: shared.clone(), start_ts, primary: drive.committer.primary().clone(), began, ttl };
+    let mut guard = Guard(None);
+    let drive = guard.0.insert(drive);
     let outcome = {
         let beats = async {
             pulse.beat().await;
@@ -65,9 +82,11 @@ pub(super) async fn commit(
             () = beats => Err(Error::Protocol("heart beats never end a commit".to_string())),
         }
     };
-    match drive.committer.next_action() {
-        Action::Finished => {}
-        next => drop(tokio::spawn(async move { drive.finish(next).await })),
+    if let Some(mut drive) = guard.0.take() {
+        match drive.committer.next_action() {
+            Action::Finished => {}
+            next => drop(tokio::spawn(drive.finish(next))),
+        }
     }
     outcome
 }

@@ -373,6 +373,16 @@ impl Committer {
         }
     }
 
+    /// Nobody waits for the outcome any more, and an action may be half done: forgets what was to be done, and rolls back
+    /// where that is still this client's to decide.
+    pub fn on_abandoned(&mut self) {
+        self.actions.clear();
+        let undecided = self.commit_ts == Timestamp::ZERO;
+        if undecided && !self.others_may_commit() {
+            self.actions.push_back(Action::Rollback(self.keys.clone()));
+        }
+    }
+
     fn others_may_commit(&self) -> bool {
         self.protocol == Protocol::Async || self.one_phase
     }

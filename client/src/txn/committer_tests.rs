@@ -68,6 +68,8 @@ enum Command {
         #[arg(key)]
         error: Option<String>,
     },
+    /// Nobody waits any more.
+    Abandoned,
     /// The rollback of the refused keys succeeded or not.
     Sealed {
         #[arg(key)]
@@ -280,6 +282,7 @@ impl goldenscript::Runner for Runner {
                 };
                 committer.on_primary_committed(&keys, reply);
             }
+            Command::Abandoned => committer.on_abandoned(),
             Command::Sealed { error } => {
                 committer.on_sealed(error.as_ref().map_or(Ok(()), |error| Err(transport(error))));
             }
@@ -316,4 +319,9 @@ fn refusals() {
 #[test]
 fn unknown_outcomes() {
     script("unknown_outcomes");
+}
+
+#[test]
+fn abandoned() {
+    script("abandoned");
 }

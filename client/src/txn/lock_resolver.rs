@@ -4,7 +4,7 @@
 //! Owns the verdicts that were final, so that many locks of one transaction cost one question. Works on wire keys, of any
 //! keyspace when made by [`LockResolver::over`].
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -54,6 +54,8 @@ pub struct LockResolver {
 struct Known {
     verdicts: BTreeMap<Timestamp, Verdict>,
     order: VecDeque<Timestamp>,
+    /// Large transactions whose locks are being finished in the background, region by region.
+    busy: BTreeSet<Timestamp>,
 }
 
 impl LockResolver {
@@ -159,17 +161,27 @@ impl LockResolver {
         }
         tracing::debug!(txn = %start_ts, ?verdict, "met locks");
         match in_background {
-            true => {
-                let (resolver, call) = (self.clone(), self.executor.call(Access::Read).in_api(api));
-                tokio::spawn(async move {
-                    if let Err(error) = resolver.finish(resolution, call).await {
-                        tracing::debug!(txn = %start_ts, %error, "locks are left to the next who meets them");
-                    }
-                });
-            }
+            true => self.finish_in_background(resolution, api),
             false => self.finish(resolution, part()).await?,
         }
         Ok(verdict)
+    }
+
+    /// Many readers meet the locks of one large transaction: one of them has the regions cleared at a time.
+    fn finish_in_background(&self, resolution: Resolution, api: ApiVersion) {
+        let (start_ts, is_lite) = (resolution.start_ts(), resolution.is_lite());
+        if !is_lite && !self.known.lock().busy.insert(start_ts) {
+            return;
+        }
+        let (resolver, call) = (self.clone(), self.executor.call(Access::Read).in_api(api));
+        tokio::spawn(async move {
+            if let Err(error) = resolver.finish(resolution, call).await {
+                tracing::debug!(txn = %start_ts, %error, "locks are left to the next who meets them");
+            }
+            if !is_lite {
+                resolver.known.lock().busy.remove(&start_ts);
+            }
+        });
     }
 
     /// Commits or removes the locks after the verdict.

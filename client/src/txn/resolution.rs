@@ -146,6 +146,11 @@ impl Resolution {
         self.start_ts
     }
 
+    /// Whether its locks are finished one by one, rather than region by region.
+    pub fn is_lite(&self) -> bool {
+        self.lite
+    }
+
     /// The verdict, when it will be the same for everyone who ever asks.
     pub fn last_word(&self) -> Option<Verdict> {
         self.last_word

@@ -27,6 +27,8 @@ use crate::request::plan::{At, Call};
 use crate::request::retry::Access;
 use crate::request::shard::Items;
 
+/// Transactions that a list names at most; who is dropped is met again.
+const LISTED_MAX: usize = 128;
 /// Between looks at a transaction that may still commit.
 const LIVE_LOCK: Backoff = Backoff::from_millis(1, 100);
 
@@ -244,9 +246,13 @@ impl PageSource for Snapshot {
 }
 
 fn add(list: &mut Vec<u64>, start_ts: Timestamp) {
-    if !list.contains(&start_ts.get()) {
-        list.push(start_ts.get());
+    if list.contains(&start_ts.get()) {
+        return;
     }
+    if list.len() >= LISTED_MAX {
+        list.remove(0);
+    }
+    list.push(start_ts.get());
 }
 
 /// Takes the pairs of one reply apart: found, refused because of `errors`, and so to be asked for again.

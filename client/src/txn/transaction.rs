@@ -200,7 +200,8 @@ impl Transaction {
     }
 
     /// Commits, and returns the commit timestamp; `None` when there was nothing to write. After an error nothing was
-    /// written, unless it is [`Error::Undetermined`].
+    /// written, unless it is [`Error::Undetermined`]. The same holds for a caller that stops waiting for this: it does not
+    /// know what came of it.
     pub async fn commit(&mut self) -> Result<Option<Timestamp>> {
         self.check_running()?;
         if let Some(cause) = self.broken.clone() {
