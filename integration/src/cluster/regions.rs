@@ -126,7 +126,7 @@ impl Regions {
     }
 
     /// Asks until there is an answer or it is hopeless.
-    pub(super) async fn settle<T, F>(&self, ask: impl Fn() -> F) -> Result<T, Status>
+    pub async fn settle<T, F>(&self, ask: impl Fn() -> F) -> Result<T, Status>
     where
         F: Future<Output = Result<Option<T>, Status>>,
     {
