@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use integration::cluster::group::{PREFIX, Scheduler};
-use integration::cluster::timestamps::TimestampLoad;
+use integration::cluster::timestamps::{Crowd, TimestampLoad};
 use integration::cluster::{Process, SchedulerGroup, binary, free_address, get, wait_until};
 use kvclient::{RawClient, SchedulerClient, SchedulerOptions};
 use kvproto::etcdserverpb::MemberListRequest;
@@ -73,6 +73,39 @@ async fn timestamps_only_grow_whatever_happens_to_the_leader() {
         let leaders: Vec<bool> = group.schedulers.iter().map(|scheduler| scheduler.leads()).collect();
         assert!(leaders.iter().filter(|leads| **leads).count() <= 1, "{leaders:?}");
     }
+    let taken = load.finish().await.unwrap_or_else(|wrong| panic!("{wrong}"));
+    println!("{taken} timestamps");
+}
+
+/// Many clients in few processes: their questions travel together, and nothing else changes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_clients_share_requests_and_timestamps_only_grow_when_the_leader_is_killed() {
+    let mut group = SchedulerGroup::start(1, 3, 0).expect("three schedulers");
+    let crowd = Crowd { clients: 64, to_a_connection: 32 };
+    let load = TimestampLoad::of(&group.endpoints(), crowd).await.expect("clients");
+    load.wait_more(SOON).expect("timestamps");
+    for round in 0..3 {
+        let leader = group.wait_leader().expect("a leader");
+        group.schedulers[leader].process.kill();
+        group.wait_other_leader(leader).expect("another leader");
+        let pause = load.wait_more(SOON).expect("more timestamps");
+        println!("round {round}: longest pause of timestamps {pause:?}");
+        group.schedulers[leader].process.start_again().expect("it starts again");
+        group.schedulers[leader].wait_serving().expect("it is a member again");
+    }
+    // All at once: what comes back must not give anything twice.
+    group.schedulers.iter_mut().for_each(|scheduler| scheduler.process.kill());
+    for scheduler in &mut group.schedulers {
+        scheduler.process.start_again().expect("it starts again");
+    }
+    let leader = group.wait_leader().expect("a leader");
+    let figures = |name| group.schedulers[leader].metric(name).unwrap_or_default();
+    wait_until("a good many timestamps", SOON, || figures("scheduler_tso_timestamps_total") > 10_000.0)
+        .expect("timestamps");
+    let (timestamps, requests) =
+        (figures("scheduler_tso_timestamps_total"), figures("scheduler_tso_requests_total"));
+    println!("{timestamps} timestamps in {requests} requests");
+    assert!(timestamps >= 2.0 * requests, "{timestamps} timestamps in {requests} requests");
     let taken = load.finish().await.unwrap_or_else(|wrong| panic!("{wrong}"));
     println!("{taken} timestamps");
 }

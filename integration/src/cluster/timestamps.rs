@@ -72,6 +72,14 @@ impl Seen {
     }
 }
 
+/// How many clients there are, and how they are connected.
+#[derive(Debug, Clone, Copy)]
+pub struct Crowd {
+    pub clients: usize,
+    /// Clients of the SDK that share a connection, and ask again as soon as they have an answer.
+    pub to_a_connection: usize,
+}
+
 /// Clients at work; a dropped load stops them.
 pub struct TimestampLoad {
     seen: Arc<Seen>,
@@ -81,27 +89,22 @@ pub struct TimestampLoad {
 impl TimestampLoad {
     /// Starts `clients` clients of the SDK that know all endpoints, and a plain stream at each endpoint.
     pub async fn start(endpoints: &[String], clients: usize) -> Result<Self, kvclient::Error> {
+        // A connection of its own for each: they do not share a stream.
+        TimestampLoad::of(endpoints, Crowd { clients, to_a_connection: 1 }).await
+    }
+
+    /// The same with a crowd.
+    pub async fn of(endpoints: &[String], crowd: Crowd) -> Result<Self, kvclient::Error> {
         let (seen, mut tasks) = (Arc::new(Seen::default()), JoinSet::new());
-        let mut cluster_id = 0;
-        for n in 0..clients {
-            // A connection of its own for each: they do not share a stream.
-            let options = SchedulerOptions { timeout: PATIENCE, ..SchedulerOptions::default() };
-            let client = SchedulerClient::connect_with(endpoints, options).await?;
-            cluster_id = client.cluster_id();
-            let seen = seen.clone();
-            tasks.spawn(async move {
-                while !seen.ending.load(Ordering::SeqCst) {
-                    let floor = seen.floor();
-                    match client.get_timestamp(1).await {
-                        Ok(ts) => {
-                            seen.take(&format!("client {n}"), floor, ts.get());
-                            seen.note_pause();
-                        }
-                        Err(error) => seen.wrong.lock().push(format!("client {n}: {error}")),
-                    }
-                    tokio::time::sleep(PACE).await;
-                }
-            });
+        let options = SchedulerOptions { timeout: PATIENCE, ..SchedulerOptions::default() };
+        let mut connection = SchedulerClient::connect_with(endpoints, options).await?;
+        let cluster_id = connection.cluster_id();
+        for n in 0..crowd.clients {
+            if n > 0 && n % crowd.to_a_connection == 0 {
+                connection = SchedulerClient::connect_with(endpoints, options).await?;
+            }
+            let pace = (crowd.to_a_connection == 1).then_some(PACE);
+            tasks.spawn(take(connection.clone(), seen.clone(), n, pace));
         }
         for endpoint in endpoints {
             let (seen, url) = (seen.clone(), format!("http://{endpoint}"));
@@ -138,6 +141,23 @@ impl TimestampLoad {
         self.clients.shutdown().await;
         let wrong = self.seen.wrong.lock();
         if wrong.is_empty() { Ok(self.taken()) } else { Err(wrong.join("\n")) }
+    }
+}
+
+/// Takes one timestamp after another, until the load ends.
+async fn take(client: SchedulerClient, seen: Arc<Seen>, n: usize, pace: Option<Duration>) {
+    while !seen.ending.load(Ordering::SeqCst) {
+        let floor = seen.floor();
+        match client.get_timestamp(1).await {
+            Ok(ts) => {
+                seen.take(&format!("client {n}"), floor, ts.get());
+                seen.note_pause();
+            }
+            Err(error) => seen.wrong.lock().push(format!("client {n}: {error}")),
+        }
+        if let Some(pace) = pace {
+            tokio::time::sleep(pace).await;
+        }
     }
 }
 

@@ -25,6 +25,7 @@ use crate::engine::filter::FilterSource;
 use crate::engine::log_store::{LogStore, LogWrite};
 use crate::engine::rocks::RocksEngine;
 use crate::engine::{Cf, Engine, EngineConfig, EngineError, RocksLogStore, WriteBatch, WriteOptions};
+use crate::safe_points::SafePoints;
 
 /// Why a store did not start.
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +67,15 @@ pub enum NodeError {
     Metrics(#[from] prometheus::Error),
 }
 
+/// What a store does not keep: nothing of that by default.
+#[derive(Clone, Default)]
+pub struct Garbage {
+    /// What compactions of the data may leave out.
+    pub filters: Option<Arc<dyn FilterSource>>,
+    /// Up to where they have been told to.
+    pub safe_points: Arc<SafePoints>,
+}
+
 /// What a store keeps its data in.
 #[derive(Clone)]
 pub struct Disk {
@@ -77,20 +87,21 @@ pub struct Disk {
 
 impl Disk {
     /// Opens `db/`, `raft/` and `snap/` in `dir`, which belongs to this process from now on. Blocks. `fatal` is
-    /// told when the disk fails later; `filters` say what compactions of the data may leave out.
+    /// told when the disk fails later; `garbage` says what compactions of the data may leave out.
     ///
     /// # Errors
     /// [`EngineError::InUse`] when another process has it, [`NodeError::Damaged`] when its data was found damaged.
     pub fn open(
         dir: &Path,
         engine: &EngineConfig,
-        filters: Option<Arc<dyn FilterSource>>,
+        garbage: Garbage,
         snap: SnapConfig,
         fatal: Fatal,
     ) -> Result<Disk, NodeError> {
         std::fs::create_dir_all(dir).map_err(|cause| NodeError::Directory { path: dir.into(), cause })?;
         damage::check(dir)?;
         let watcher = damage::watcher(dir, fatal);
+        let Garbage { filters, safe_points } = garbage;
         // The data engine is opened first: its lock stands for the whole directory.
         let data = RocksEngine::open_filtered(&dir.join("db"), engine, filters)?;
         data.watch(damage::share(&watcher));
@@ -100,7 +111,7 @@ impl Disk {
             dir: dir.into(),
             engine: Arc::new(data),
             log: Arc::new(log),
-            snaps: SnapManager::open(&dir.join("snap"), snap)?,
+            snaps: SnapManager::open_with(&dir.join("snap"), snap, safe_points)?,
         })
     }
 }

@@ -8,14 +8,21 @@ use crate::core::store::StoreState;
 use crate::schedule::checker::Obstacle;
 use crate::schedule::operator_controller::OperatorEvent;
 
+/// Timestamps handed out, and the requests that they were for.
+#[derive(Clone)]
+pub struct TsoMetrics {
+    pub timestamps: IntCounter,
+    pub requests: IntCounter,
+}
+
 /// See the module.
 pub struct Metrics {
     registry: Registry,
     /// Region heartbeats by result: ok, stale, refused.
     pub region_heartbeats: IntCounterVec,
     pub store_heartbeats: IntCounter,
-    /// Timestamps handed out.
-    pub timestamps: IntCounter,
+    /// Timestamps handed out, and the requests that they were for.
+    pub timestamps: TsoMetrics,
     /// Commands that had no way to their store.
     pub commands_dropped: IntCounter,
     /// Times that this scheduler began to lead.
@@ -49,7 +56,13 @@ impl Metrics {
                 &["result"]
             )),
             store_heartbeats: add!(IntCounter::new("store_heartbeats_total", "Store heartbeats")),
-            timestamps: add!(IntCounter::new("tso_timestamps_total", "Timestamps handed out")),
+            timestamps: TsoMetrics {
+                timestamps: add!(IntCounter::new("tso_timestamps_total", "Timestamps handed out")),
+                requests: add!(IntCounter::new(
+                    "tso_requests_total",
+                    "Requests for timestamps; clients that ask at the same moment share one"
+                )),
+            },
             commands_dropped: add!(IntCounter::new(
                 "commands_dropped_total",
                 "Region commands without an open, free stream to their store"

@@ -19,7 +19,7 @@ mod listener;
 mod member_api;
 mod member_service;
 pub(crate) mod meta_writer;
-mod metrics;
+pub(crate) mod metrics;
 pub(crate) mod node;
 mod operator_api;
 mod placement_service;

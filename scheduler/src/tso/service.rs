@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 use futures::{Stream, StreamExt};
 use kvproto::pdpb::{ResponseHeader, Timestamp, TsoRequest, TsoResponse};
 use parking_lot::Mutex;
-use prometheus::IntCounter;
 use tonic::Status;
 
 use super::oracle::{Blocked, COUNT_MAX, Clocks, Oracle};
@@ -19,6 +18,7 @@ use crate::kv::KvError;
 use crate::kv::records;
 use crate::member::leadership::Leadership;
 use crate::server::meta_writer::MetaWriter;
+use crate::server::metrics::TsoMetrics;
 use crate::server::state::{number_txn, wall_ms};
 
 /// How often a used oracle is looked at, to save its bound ahead of time.
@@ -90,7 +90,7 @@ impl TsoService {
         &self,
         requests: S,
         header: ResponseHeader,
-        served: IntCounter,
+        served: TsoMetrics,
     ) -> impl Stream<Item = Result<TsoResponse, Status>> + Send + 'static
     where
         S: Stream<Item = Result<TsoRequest, Status>> + Send + 'static,
@@ -108,7 +108,8 @@ impl TsoService {
                 }
                 let timestamp = service.allocate(request.count).await;
                 let timestamp = timestamp.map_err(|e| Status::unavailable(e.to_string()))?;
-                served.inc_by(u64::from(request.count));
+                served.timestamps.inc_by(u64::from(request.count));
+                served.requests.inc();
                 Ok(TsoResponse { header: Some(header), count: request.count, timestamp: Some(timestamp) })
             }
         })

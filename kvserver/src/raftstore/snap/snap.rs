@@ -12,10 +12,12 @@ use prost::Message;
 use super::{SnapError, SnapKey};
 use crate::engine::Cf;
 
-/// The version of manifests this program writes and reads.
-const FORMAT: u8 = 1;
-/// Version, key, number of files.
-const HEAD_BYTES: usize = 1 + 3 * 8 + 1;
+/// The version of manifests this program writes.
+const FORMAT: u8 = 2;
+/// One that it also reads: it has no safe point.
+const FORMAT_WITHOUT_SAFE_POINT: u8 = 1;
+/// Version, key, safe point, number of files.
+const HEAD_BYTES: usize = 1 + 3 * 8 + 8 + 1;
 /// Family, size, keys, checksum.
 const FILE_BYTES: usize = 1 + 8 + 8 + 4;
 /// Suffix of files that are being written or about to be ingested; swept at start.
@@ -82,6 +84,8 @@ pub struct SnapFile {
 pub struct Manifest {
     pub key: SnapKey,
     pub region: metapb::Region,
+    /// Up to this timestamp versions may be missing: whoever takes the data must refuse to read below it first.
+    pub gc_safe_point: u64,
     /// In the order of the family's number; the order in which they are sent.
     pub files: Vec<SnapFile>,
 }
@@ -100,6 +104,7 @@ impl Manifest {
         out.put_u64_le(self.key.region_id);
         out.put_u64_le(self.key.term);
         out.put_u64_le(self.key.index);
+        out.put_u64_le(self.gc_safe_point);
         out.put_u8(self.files.len() as u8);
         for file in &self.files {
             out.put_u8(file.cf as u8);
@@ -124,14 +129,18 @@ impl Manifest {
             return Err(corrupt("the checksum does not match".into()));
         }
         let mut rest = body;
-        if rest.len() < HEAD_BYTES {
+        let Some(version) = rest.first().copied() else { return Err(too_short()) };
+        let head = match version {
+            FORMAT => HEAD_BYTES,
+            FORMAT_WITHOUT_SAFE_POINT => HEAD_BYTES - 8,
+            version => return Err(corrupt(format!("format {version} is unknown; upgrade kvserver"))),
+        };
+        if rest.len() < head {
             return Err(too_short());
         }
-        match rest.get_u8() {
-            FORMAT => {}
-            version => return Err(corrupt(format!("format {version} is unknown; upgrade kvserver"))),
-        }
+        rest.advance(1);
         let key = SnapKey { region_id: rest.get_u64_le(), term: rest.get_u64_le(), index: rest.get_u64_le() };
+        let gc_safe_point = if version == FORMAT { rest.get_u64_le() } else { 0 };
         let count = usize::from(rest.get_u8());
         if rest.len() < count * FILE_BYTES {
             return Err(too_short());
@@ -155,7 +164,7 @@ impl Manifest {
         if region.id != key.region_id {
             return Err(corrupt(format!("region {} in a snapshot of {}", region.id, key.region_id)));
         }
-        Ok(Manifest { key, region, files })
+        Ok(Manifest { key, region, gc_safe_point, files })
     }
 }
 
@@ -219,6 +228,7 @@ mod tests {
         Manifest {
             key: SnapKey { region_id: 1, term: 2, index: 3 },
             region: metapb::Region { id: 1, start_key: b"a".to_vec().into(), ..Default::default() },
+            gc_safe_point: 77,
             files: vec![file(Cf::Default), file(Cf::Raw)],
         }
     }
@@ -268,6 +278,15 @@ mod tests {
         for len in 0..sent.len() {
             assert!(Manifest::decode(&sent[..len]).is_err(), "{len} bytes");
         }
+    }
+
+    #[test]
+    fn a_manifest_of_the_version_before_has_no_safe_point() {
+        let mut older = manifest().encode().to_vec();
+        older[0] = FORMAT_WITHOUT_SAFE_POINT;
+        older.drain(HEAD_BYTES - 9..HEAD_BYTES - 1);
+        let read = Manifest::decode(&resealed(older)).unwrap();
+        assert_eq!(read, Manifest { gc_safe_point: 0, ..manifest() });
     }
 
     #[test]

@@ -13,6 +13,7 @@ use kvproto::metapb;
 use super::snap::{self, Manifest, Side, SnapFile, TMP_SUFFIX};
 use super::{CfRange, SnapError, SnapKey, io_error};
 use crate::engine::{Engine, IterOptions, Snapshot};
+use crate::safe_points::SafePoints;
 
 /// Bytes read at a time when a file is checked or sent.
 pub(super) const READ_BYTES: usize = 256 << 10;
@@ -28,12 +29,15 @@ pub(super) fn build(
     key: &SnapKey,
     region: &metapb::Region,
     ranges: &[CfRange],
+    safe_points: &SafePoints,
 ) -> Result<Manifest, SnapError> {
     let mut ranges: Vec<&CfRange> = ranges.iter().collect();
     ranges.sort_by_key(|range| range.cf);
     let written = ranges.iter().filter_map(|range| build_file(dir, engine, snapshot, key, range).transpose());
     let built = written.collect::<Result<Vec<_>, _>>().and_then(|files| {
-        let manifest = Manifest { key: key.clone(), region: region.clone(), files };
+        // Compactions do not spare what an engine snapshot shows: this is what they dropped at most until now.
+        let gc_safe_point = safe_points.gc();
+        let manifest = Manifest { key: key.clone(), region: region.clone(), gc_safe_point, files };
         write_manifest(dir, Side::Generated, &manifest)?;
         Ok(manifest)
     });

@@ -26,6 +26,7 @@ use super::snap_sender::SnapSender;
 use super::{CfRange, SnapCounts, SnapError, SnapKey, SnapState, io_error};
 use crate::clock::Now;
 use crate::engine::{Engine, Snapshot};
+use crate::safe_points::SafePoints;
 
 /// Limits on snapshots.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,6 +69,7 @@ pub struct SnapManager {
 struct Inner {
     dir: PathBuf,
     config: SnapConfig,
+    safe_points: Arc<SafePoints>,
     rate: Mutex<RateLimit>,
     holds: Mutex<Holds>,
 }
@@ -126,6 +128,19 @@ impl SnapManager {
     /// # Errors
     /// The file system's.
     pub fn open(dir: &Path, config: SnapConfig) -> Result<SnapManager, SnapError> {
+        SnapManager::open_with(dir, config, Arc::default())
+    }
+
+    /// The same for a store that collects garbage: what it may lack goes with every snapshot, and what a sender's data
+    /// may lack it learns before it takes that in.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn open_with(
+        dir: &Path,
+        config: SnapConfig,
+        safe_points: Arc<SafePoints>,
+    ) -> Result<SnapManager, SnapError> {
         std::fs::create_dir_all(dir).map_err(io_error(dir))?;
         for path in files(dir)? {
             if path.to_string_lossy().ends_with(TMP_SUFFIX) {
@@ -133,7 +148,8 @@ impl SnapManager {
             }
         }
         let rate = Mutex::new(RateLimit::new(config.bytes_per_second));
-        let inner = Inner { dir: dir.to_path_buf(), config, rate, holds: Mutex::default() };
+        let dir = dir.to_path_buf();
+        let inner = Inner { dir, config, safe_points, rate, holds: Mutex::default() };
         Ok(SnapManager { inner: Arc::new(inner) })
     }
 
@@ -175,7 +191,8 @@ impl SnapManager {
             // Files that went bad are replaced.
             _ => self.remove_files(Side::Generated, key)?,
         }
-        snap_builder::build(&self.inner.dir, engine, snapshot, key, region, ranges)
+        let (dir, safe_points) = (&self.inner.dir, &self.inner.safe_points);
+        snap_builder::build(dir, engine, snapshot, key, region, ranges, safe_points)
     }
 
     /// Begins to send a snapshot that was built.
@@ -223,6 +240,7 @@ impl SnapManager {
             return Err(SnapError::Corrupt(text));
         }
         self.verify(Side::Received, &manifest)?;
+        self.inner.safe_points.raise(0, manifest.gc_safe_point);
         for range in ranges {
             engine.clear_range(range.cf, &range.start, &range.end)?;
         }

@@ -1,6 +1,7 @@
 //! The whole way of a snapshot between two stores on disk, and what may go wrong on it.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,19 +12,22 @@ use super::{CfRange, Receive, SnapConfig, SnapCounts, SnapError, SnapKey, SnapMa
 use crate::clock::Now;
 use crate::engine::rocks::RocksEngine;
 use crate::engine::{Cf, Engine, EngineConfig, IterOptions, WriteBatch, WriteOptions};
+use crate::safe_points::SafePoints;
 
 /// A store: an engine, and snapshots beside it.
 struct Store {
     dir: tempfile::TempDir,
     engine: RocksEngine,
     snaps: SnapManager,
+    safe_points: Arc<SafePoints>,
 }
 
 fn store_with(config: SnapConfig) -> Store {
     let dir = tempfile::tempdir().unwrap();
     let engine = RocksEngine::open(&dir.path().join("db"), &EngineConfig::default()).unwrap();
-    let snaps = SnapManager::open(&dir.path().join("snap"), config).unwrap();
-    Store { dir, engine, snaps }
+    let safe_points: Arc<SafePoints> = Arc::default();
+    let snaps = SnapManager::open_with(&dir.path().join("snap"), config, safe_points.clone()).unwrap();
+    Store { dir, engine, snaps, safe_points }
 }
 
 fn store() -> Store {
@@ -174,10 +178,10 @@ fn an_interrupted_apply_is_done_again() {
     std::fs::hard_link(&path, &half).unwrap();
     to.engine.ingest(Cf::Raw, &half).unwrap();
     std::fs::hard_link(&path, &half).unwrap();
-    let Store { dir, engine, snaps } = to;
+    let Store { dir, engine, snaps, safe_points } = to;
     drop(snaps);
     let snaps = SnapManager::open(&dir.path().join("snap"), SnapConfig::default()).unwrap();
-    let to = Store { dir, engine, snaps };
+    let to = Store { dir, engine, snaps, safe_points };
     assert_eq!(to.files(), ["rev_1_2_3.meta", "rev_1_2_3_raw.sst", "rev_1_2_3_write.sst"]);
     to.apply().unwrap();
     let once = to.contents();
@@ -320,4 +324,16 @@ fn the_rate_is_shared_by_all_transfers() {
     let now = Now(1_000_000_000);
     assert_eq!(store.snaps.throttle(100, now), Duration::ZERO);
     assert_eq!(store.snaps.clone().throttle(2000, now), Duration::from_secs(2));
+}
+
+#[test]
+fn a_receiver_refuses_to_read_what_the_data_may_lack_before_it_takes_the_data() {
+    let (from, to) = (store(), store());
+    from.fill();
+    from.safe_points.raise(90, 70);
+    transfer(&from, &to);
+    assert_eq!(to.safe_points.txn(), 0, "as long as it has its own data");
+    to.apply().unwrap();
+    assert_eq!((to.safe_points.txn(), to.safe_points.gc()), (70, 70));
+    assert!(to.safe_points.check(69).is_err());
 }

@@ -30,7 +30,6 @@ use super::transport::{GrpcTransport, LostStores, Network};
 use super::{RaftStorage, RegionContext, Storage};
 use crate::clock;
 use crate::config::{Config, Placement};
-use crate::engine::filter::FilterSource;
 use crate::engine::{Engine, EngineStats};
 use crate::error::RegionResult;
 use crate::raftstore::apply::Applier;
@@ -39,7 +38,7 @@ use crate::raftstore::message::input::SplitRequest;
 use crate::raftstore::message::{Input, Output, RegionCommand};
 use crate::raftstore::meta::region_view::{RegionView, ViewRegistry};
 use crate::raftstore::meta::values::{RegionStatus, StoreIdent};
-use crate::raftstore::node::{Disk, Introduction, Joining, NodeError};
+use crate::raftstore::node::{Disk, Garbage, Introduction, Joining, NodeError};
 use crate::raftstore::raft_worker::{Fatal, RaftWorker, WorkerOptions};
 use crate::raftstore::raftstore::ShardOptions;
 use crate::raftstore::recovery;
@@ -84,13 +83,9 @@ pub struct RaftStore {
 impl RaftStore {
     /// Starts a store. `config` is resolved and valid, and its `advertise-addr` and `status-addr` are where this
     /// store will answer. Waits for the scheduler as long as it does not answer. `fatal` is called when the store
-    /// cannot go on and its process should end; `filters` say what compactions may leave out. Needs a tokio runtime.
-    pub async fn start(
-        config: &Config,
-        filters: Option<Arc<dyn FilterSource>>,
-        fatal: Fatal,
-    ) -> Result<Arc<RaftStore>, NodeError> {
-        let disk = open(config, filters, fatal.clone()).await?;
+    /// cannot go on and its process should end; `garbage` says what it need not keep. Needs a tokio runtime.
+    pub async fn start(config: &Config, garbage: Garbage, fatal: Fatal) -> Result<Arc<RaftStore>, NodeError> {
+        let disk = open(config, garbage, fatal.clone()).await?;
         let scheduler = connect(&config.pd.endpoints).await?;
         let mut raft = config.raft(0);
         let introduction = introduction(config);
@@ -231,11 +226,7 @@ async fn blocking<T: Send + 'static>(
     done.map_err(|e| NodeError::Thread(std::io::Error::other(e)))?
 }
 
-async fn open(
-    config: &Config,
-    filters: Option<Arc<dyn FilterSource>>,
-    fatal: Fatal,
-) -> Result<Disk, NodeError> {
+async fn open(config: &Config, garbage: Garbage, fatal: Fatal) -> Result<Disk, NodeError> {
     let snap = SnapConfig {
         sending_max: u32::try_from(config.server.concurrent_send_snap_limit).unwrap_or(u32::MAX),
         receiving_max: u32::try_from(config.server.concurrent_recv_snap_limit).unwrap_or(u32::MAX),
@@ -243,7 +234,7 @@ async fn open(
         ..SnapConfig::default()
     };
     let (dir, engine) = (config.storage.data_dir.clone(), config.engine());
-    blocking(move || Disk::open(&dir, &engine, filters, snap, fatal)).await
+    blocking(move || Disk::open(&dir, &engine, garbage, snap, fatal)).await
 }
 
 /// Connects to the scheduler; tries until it answers.
