@@ -114,6 +114,8 @@ impl Stream {
                 () = leader.changed() => return Some(broken("another scheduler leads")),
                 call = inbox.recv(), if room => {
                     waiting.push_back(call?);
+                    // Callers that the last reply has woken are about to ask again: they share the next request.
+                    tokio::task::yield_now().await;
                     while let Ok(call) = inbox.try_recv() {
                         waiting.push_back(call);
                     }

@@ -41,6 +41,7 @@ const PURE: &[&str] = &[
     "kvserver/src/txn/mvcc/",
     "kvserver/src/txn/commands/",
     "kvserver/src/txn/gc/filter.rs",
+    "kvserver/src/txn/gc/orphans.rs",
     "kvserver/src/txn/gc/walk.rs",
     "kvserver/src/safe_points.rs",
     "kvserver/src/server/admission.rs",

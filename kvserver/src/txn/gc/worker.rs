@@ -1,5 +1,5 @@
-//! The thread that removes garbage from a store: long values of versions that compactions dropped, and what the walk
-//! over all versions finds.
+//! The thread that removes garbage from a store: long values of versions that compactions dropped, and what the walks
+//! over all versions and all long values find.
 //!
 //! Owns the pace: small steps with pauses between them, so that a disk and a processor that serve requests hardly
 //! notice; nothing at all while the engine makes writers wait. A walk begins when the GC safe point has moved since the
@@ -14,7 +14,8 @@ use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
 use super::compaction_filter::Filters;
 use super::filter::Dropped;
-use super::walk::Walk;
+use super::orphans::{OrphanWalk, Suspects};
+use super::walk::{Step, Walk};
 use crate::clock::{self, Now};
 use crate::engine::{Cf, Engine, Result, WriteBatch, WriteOptions};
 
@@ -68,6 +69,11 @@ impl GcMetrics {
         self.removed.with_label_values(&["versions", by]).inc_by(dropped.versions);
         self.removed.with_label_values(&["marks", by]).inc_by(dropped.marks);
     }
+
+    fn count_orphans(&self, dropped: Dropped) {
+        self.removed.with_label_values(&["values", "walk"]).inc_by(dropped.versions);
+        self.removed.with_label_values(&["marks", "walk"]).inc_by(dropped.marks);
+    }
 }
 
 #[derive(Default)]
@@ -100,6 +106,9 @@ struct Job {
     /// Between the beginnings of two walks.
     walk_every_ms: u64,
     walk: Option<Walk>,
+    /// Follows the other walk.
+    orphan_walk: Option<OrphanWalk>,
+    suspects: Suspects,
     /// When the last walk began, and up to where it went.
     walked_at: Option<Now>,
     walked_to: u64,
@@ -118,8 +127,17 @@ impl GcWorker {
     ) -> std::io::Result<GcWorker> {
         let stop: Arc<Stop> = Arc::default();
         let walk_every_ms = u64::try_from(walk_every.as_millis()).unwrap_or(u64::MAX);
-        let mut job =
-            Job { engine, filters, metrics, walk_every_ms, walk: None, walked_at: None, walked_to: 0 };
+        let mut job = Job {
+            engine,
+            filters,
+            metrics,
+            walk_every_ms,
+            walk: None,
+            orphan_walk: None,
+            suspects: Suspects::default(),
+            walked_at: None,
+            walked_to: 0,
+        };
         let of_thread = stop.clone();
         let run = move || job.run(&of_thread);
         let thread = std::thread::Builder::new().name("gc-worker".into()).spawn(run)?;
@@ -183,18 +201,35 @@ impl Job {
     fn walk(&mut self) -> Result<bool> {
         let (now, safe_point) = (clock::now(), self.filters.safe_points.gc());
         let is_due = self.walked_at.is_none_or(|at| now >= at.plus_ms(self.walk_every_ms));
-        if self.walk.is_none() && is_due && safe_point > self.walked_to {
+        let is_idle = self.walk.is_none() && self.orphan_walk.is_none();
+        if is_idle && is_due && safe_point > self.walked_to {
             self.walk = Some(Walk::new(safe_point));
             (self.walked_at, self.walked_to) = (Some(now), safe_point);
         }
-        let Some(walk) = &mut self.walk else { return Ok(false) };
-        let step = walk.step(&*self.engine, STEP)?;
+        let step = match (&mut self.walk, &mut self.orphan_walk) {
+            (Some(walk), _) => {
+                let step = walk.step(&*self.engine, STEP)?;
+                self.metrics.count("walk", step.dropped);
+                if step.is_done {
+                    self.walk = None;
+                    let suspects = std::mem::take(&mut self.suspects);
+                    self.orphan_walk = Some(OrphanWalk::new(self.walked_to, suspects));
+                }
+                Step { is_done: false, ..step }
+            }
+            (None, Some(walk)) => {
+                let step = walk.step(&*self.engine, now, STEP)?;
+                self.metrics.count_orphans(step.dropped);
+                if step.is_done {
+                    self.suspects =
+                        self.orphan_walk.take().map(OrphanWalk::into_suspects).unwrap_or_default();
+                    self.metrics.walks.inc();
+                }
+                step
+            }
+            (None, None) => return Ok(false),
+        };
         self.metrics.walked.inc_by(step.seen);
-        self.metrics.count("walk", step.dropped);
-        if step.is_done {
-            self.walk = None;
-            self.metrics.walks.inc();
-        }
         Ok(!step.is_done)
     }
 }
