@@ -414,6 +414,11 @@ impl Runner {
         self.report_split(metas)
     }
 
+    fn remove(&mut self, store: u64) -> Outcome {
+        let out = self.cluster.remove_store(self.now_ms, store, &mut self.ids)?;
+        Ok(self.print(out))
+    }
+
     fn report_split(&mut self, regions: Vec<metapb::Region>) -> Outcome {
         let out = self.cluster.report_split(self.now_ms, regions, &mut self.ids)?;
         Ok(self.print(out))
@@ -471,10 +476,7 @@ impl goldenscript::Runner for Runner {
                 self.report_split(regions)
             }
             Command::Settle { id } => self.settle(*id),
-            Command::Remove { store } => {
-                let out = self.cluster.remove_store(self.now_ms, *store, &mut self.ids)?;
-                Ok(self.print(out))
-            }
+            Command::Remove { store } => self.remove(*store),
             Command::Pass { beats, ms } => {
                 self.now_ms += ms;
                 let stores: Vec<u64> = numbers(beats)?.into_iter().collect();
