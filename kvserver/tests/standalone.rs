@@ -138,7 +138,7 @@ async fn what_nobody_serves_is_answered_with_an_error() {
     let server = start(dir.path()).await;
     let mut client = TikvClient::new(connect(server.addr()).await);
     let empty = Cmd::Empty(BatchCommandsEmptyRequest { test_id: 7, delay_time: 1 });
-    let lock = Cmd::PessimisticLock(pb::PessimisticLockRequest { context: context(), ..Default::default() });
+    let flush = Cmd::Flush(pb::FlushRequest { context: context(), ..Default::default() });
     let v1 = Cmd::RawGet(pb::RawGetRequest {
         context: context().map(|c| pb::Context { api_version: pb::ApiVersion::V1 as i32, ..c }),
         key: key("k"),
@@ -149,12 +149,12 @@ async fn what_nobody_serves_is_answered_with_an_error() {
         key: key("k"),
         ..Default::default()
     });
-    let commands = [empty, lock, v1, elsewhere];
+    let commands = [empty, flush, v1, elsewhere];
     let mut requests: Vec<Request> = commands.into_iter().map(|cmd| Request { cmd: Some(cmd) }).collect();
     requests.push(Request { cmd: None });
     let answers = send(&mut client, requests, 5).await;
     assert!(matches!(&answers[0], Some(Answer::Empty(r)) if r.test_id == 7));
-    assert!(matches!(&answers[1], Some(Answer::PessimisticLock(r)) if r.region_error.is_some()));
+    assert!(matches!(&answers[1], Some(Answer::Flush(r)) if r.region_error.is_some()));
     assert!(matches!(&answers[2], Some(Answer::RawGet(r)) if r.error.contains("keyspace DEFAULT")));
     assert!(matches!(&answers[3], Some(Answer::RawPut(r))
         if r.region_error.as_ref().is_some_and(|e| e.region_not_found.is_some())));
