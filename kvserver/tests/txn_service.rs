@@ -431,6 +431,10 @@ async fn records_are_shown_and_ranges_removed() {
         end_key: key("l"),
         ..Default::default()
     };
+    let beyond = context().map(|context| pb::Context { region_id: 6, ..context });
+    let beyond = pb::DeleteRangeRequest { context: beyond, ..delete.clone() };
+    let refused = world.kv.kv_delete_range(beyond).await.unwrap().into_inner().region_error.expect("refused");
+    assert!(refused.key_not_in_region.is_some(), "{refused:?}");
     assert_eq!(world.kv.kv_delete_range(delete).await.unwrap().into_inner(), Default::default());
     let now = world.ts().await;
     assert!(world.get("k", now).await.not_found && !world.get("m", now).await.not_found);

@@ -3,6 +3,9 @@
 //!
 //! Holds no state.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use bytes::Bytes;
 use kvproto::kvrpcpb as pb;
 use kvproto::limits::MAX_KEY_BYTES;
@@ -13,13 +16,15 @@ use super::convert::{region_context, region_error};
 use super::kv_service::Shared;
 use crate::engine::Cf;
 use crate::error::{RegionError, RegionResult};
+use crate::raftstore::meta::region_view::RegionView;
 use crate::storage::{RegionContext, callback};
 use crate::txn::commands::delete_range;
 use crate::txn::range::clamp;
 use crate::txn::raw::KeyCheck;
 
-/// How often a destroyed range is looked at again while its regions change.
-const DESTROY_ATTEMPTS: usize = 10;
+/// How often a range to be destroyed is looked at again while its regions change, and the pause before.
+const DESTROY_ATTEMPTS: usize = 50;
+const DESTROY_PAUSE: Duration = Duration::from_millis(100);
 /// Cuts that one request may ask for.
 const SPLIT_KEYS_MAX: usize = 256;
 
@@ -64,9 +69,14 @@ pub async fn unsafe_destroy_range(
     shared: &Shared,
     request: pb::UnsafeDestroyRangeRequest,
 ) -> pb::UnsafeDestroyRangeResponse {
-    for _ in 0..DESTROY_ATTEMPTS {
+    for attempt in 0..DESTROY_ATTEMPTS {
+        if attempt > 0 {
+            tokio::time::sleep(DESTROY_PAUSE).await;
+        }
         match destroy_range(shared, &request.start_key, &request.end_key).await {
-            Ok(()) => return pb::UnsafeDestroyRangeResponse::default(),
+            Ok(true) => return pb::UnsafeDestroyRangeResponse::default(),
+            // Nobody is known to lead one of its regions: it may be led here in a moment.
+            Ok(false) => {}
             // It was divided or has moved: the next look finds its parts, or that it is another store's.
             Err(
                 RegionError::EpochNotMatch { .. } | RegionError::NotLeader { .. } | RegionError::StaleCommand,
@@ -76,14 +86,22 @@ pub async fn unsafe_destroy_range(
             }
         }
     }
-    let error = "regions of the range kept changing: try again".into();
+    let error = "regions of the range kept changing or have no leader: try again".into();
     pb::UnsafeDestroyRangeResponse { error, ..Default::default() }
 }
 
-async fn destroy_range(shared: &Shared, start: &Bytes, end: &Bytes) -> RegionResult<()> {
+/// Removes the range from the regions led here. False when there is one that nobody is known to lead.
+async fn destroy_range(shared: &Shared, start: &Bytes, end: &Bytes) -> RegionResult<bool> {
     let storage = shared.store.storage();
-    for view in shared.store.views().all().into_iter().filter(|view| view.is_leader()) {
+    let mut all_led = true;
+    // A peer that has no data yet does not know its range.
+    let with_data = |view: &Arc<RegionView>| !view.meta.region.peers.is_empty();
+    for view in shared.store.views().all().into_iter().filter(with_data) {
         let Some((lower, upper)) = clamp(&view.meta, start, end) else { continue };
+        all_led &= view.leader.is_some();
+        if !view.is_leader() {
+            continue;
+        }
         let ctx = RegionContext {
             region_id: view.meta.region.id,
             version: view.meta.version(),
@@ -96,7 +114,7 @@ async fn destroy_range(shared: &Shared, start: &Bytes, end: &Bytes) -> RegionRes
         storage.write(&ctx, write, done);
         outcome.await?;
     }
-    Ok(())
+    Ok(all_led)
 }
 
 /// Divides a region before each of the request's keys, and answers with the regions that stand in its place.

@@ -13,7 +13,7 @@ use super::error::{LockInfo, TxnResult};
 use super::mvcc::LockKind;
 use super::mvcc::inspect::{self, KeyRecords};
 use super::mvcc::scan_lock::{self, LockKeys};
-use super::range::in_region;
+use super::range::{in_region, not_in_region};
 use super::scheduler::{Txn, TxnCall};
 use crate::storage;
 
@@ -90,14 +90,18 @@ impl Txn {
         self.read(&call.ctx, usize::MAX, move |at, tier| inspect::by_start_ts(at, tier, start_ts)).await
     }
 
-    /// Removes everything that transactions have left in the part of `[start, end)` that lies in the region; an empty
-    /// `end` is open.
+    /// Removes everything that transactions have left in `[start, end)`; an empty `end` is open. The range must lie in the
+    /// region: to remove only a part of it and report success would be a lie.
     pub async fn delete_range(&self, call: &TxnCall, start: &Bytes, end: &Bytes) -> TxnResult<()> {
         let region = self.storage.region(&call.ctx)?;
-        let write = delete_range(&region, start, end);
-        if write.is_empty() {
+        if !end.is_empty() && start >= end {
             return Ok(());
         }
+        in_region(&region, start)?;
+        if !region.end.is_empty() && (end.is_empty() || *end > region.end) {
+            return Err(not_in_region(&region, end).into());
+        }
+        let write = delete_range(&region, start, end);
         let (done, outcome) = storage::callback();
         self.storage.write(&call.ctx, write, done);
         Ok(outcome.await?)
