@@ -1,6 +1,8 @@
 //! Transactions over a real connection to a standalone server: every request alone and in a batched stream, waits for
 //! locks, deadlocks, and what people see who look for a fault.
 
+use std::ops::{Deref, DerefMut};
+
 use bytes::Bytes;
 use kvproto::kvrpcpb as pb;
 use kvproto::metapb::RegionEpoch;
@@ -20,9 +22,29 @@ const DEADLINE: std::time::Duration = std::time::Duration::from_secs(20);
 
 struct World {
     server: Server,
+    client: Client,
+    _dir: tempfile::TempDir,
+}
+
+/// Connections to the store and to its scheduler.
+#[derive(Clone)]
+struct Client {
     kv: TikvClient<Channel>,
     pd: PdClient<Channel>,
-    _dir: tempfile::TempDir,
+}
+
+impl Deref for World {
+    type Target = Client;
+
+    fn deref(&self) -> &Client {
+        &self.client
+    }
+}
+
+impl DerefMut for World {
+    fn deref_mut(&mut self) -> &mut Client {
+        &mut self.client
+    }
 }
 
 async fn connect(addr: std::net::SocketAddr) -> Channel {
@@ -57,9 +79,24 @@ impl World {
         let server = Server::start_standalone(config, "127.0.0.1:0").await.unwrap();
         let kv = TikvClient::new(connect(server.addr()).await);
         let pd = PdClient::new(connect(server.pd_addr().unwrap()).await);
-        World { server, kv, pd, _dir: dir }
+        World { server, client: Client { kv, pd }, _dir: dir }
     }
 
+    /// What the store counts.
+    async fn metrics(&self) -> String {
+        let mut stream = TcpStream::connect(self.server.status_addr().unwrap()).await.unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
+        let mut page = String::new();
+        stream.read_to_string(&mut page).await.unwrap();
+        page
+    }
+
+    async fn stop(self) {
+        self.server.shutdown(false).await.unwrap();
+    }
+}
+
+impl Client {
     async fn ts(&mut self) -> u64 {
         let request = tokio_stream::once(TsoRequest { count: 1, ..Default::default() });
         let reply = self.pd.tso(request).await.unwrap().into_inner().message().await.unwrap().unwrap();
@@ -180,19 +217,6 @@ impl World {
             pb::PessimisticRollbackRequest { context: context(), start_version, for_update_ts, keys };
         let reply = self.kv.kv_pessimistic_rollback(request).await.unwrap().into_inner();
         assert_eq!((reply.region_error, reply.errors), (None, vec![]));
-    }
-
-    /// What the store counts.
-    async fn metrics(&self) -> String {
-        let mut stream = TcpStream::connect(self.server.status_addr().unwrap()).await.unwrap();
-        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
-        let mut page = String::new();
-        stream.read_to_string(&mut page).await.unwrap();
-        page
-    }
-
-    async fn stop(self) {
-        self.server.shutdown(false).await.unwrap();
     }
 }
 
@@ -445,5 +469,51 @@ async fn records_are_shown_and_ranges_removed() {
     };
     assert_eq!(world.kv.unsafe_destroy_range(destroy).await.unwrap().into_inner(), Default::default());
     assert!(world.get("m", now).await.not_found);
+    world.stop().await;
+}
+
+/// Adds one to a counter that everybody else wants, too.
+async fn increment(world: &mut Client) {
+    let start = world.ts().await;
+    let mut request = world.claim(start, "counter", 15_000);
+    let claimed = loop {
+        let claimed = world.kv.kv_pessimistic_lock(request.clone()).await.unwrap().into_inner();
+        let Some(error) = claimed.errors.first() else { break claimed };
+        assert!(error.conflict.is_some(), "{error:?}");
+        request.for_update_ts = world.ts().await;
+    };
+    let before: u64 = String::from_utf8_lossy(&claimed.values[0]).parse().unwrap_or(0);
+    let after = (before + 1).to_string();
+    let for_update_ts = request.for_update_ts;
+    let written = world
+        .prewrite(start, &[("counter", &after)], |r| {
+            r.for_update_ts = for_update_ts;
+            r.pessimistic_actions = vec![pb::prewrite_request::PessimisticAction::DoPessimisticCheck as i32];
+        })
+        .await;
+    assert_eq!(written.errors, []);
+    let commit = world.ts().await;
+    assert_eq!(world.commit(start, commit, &["counter"]).await.error, None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn claims_of_one_key_by_many_take_turns_and_lose_nothing() {
+    const CLIENTS: u64 = 12;
+    const TURNS: u64 = 8;
+    let mut world = World::start().await;
+    let clients = (0..CLIENTS).map(|_| {
+        let mut client = world.client.clone();
+        tokio::spawn(async move {
+            for _ in 0..TURNS {
+                increment(&mut client).await;
+            }
+        })
+    });
+    for client in clients.collect::<Vec<_>>() {
+        tokio::time::timeout(DEADLINE, client).await.expect("nobody is forgotten").unwrap();
+    }
+    let now = world.ts().await;
+    assert_eq!(world.get("counter", now).await.value, (CLIENTS * TURNS).to_string());
+    world.wait_for_waiters(0).await;
     world.stop().await;
 }
