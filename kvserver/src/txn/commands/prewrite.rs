@@ -153,7 +153,7 @@ impl Prewrite {
         let last_change_ts = match &claim {
             Some(claim) => {
                 // Nobody has written since the claim, which may be newer than the request knows.
-                out.floor = out.floor.max(claim.for_update_ts.saturating_add(1));
+                out.floor = out.floor.max(claim.for_update_ts.saturating_add(1)).max(claim.min_commit_ts);
                 claim.last_change_ts
             }
             None => match self.check_versions(cx, m, &mut key, must_own, out)? {
@@ -279,15 +279,15 @@ impl Prewrite {
             LockKind::Put => changes.keep_value(&mut passed.key, self.start_ts, m.value.clone()),
             _ => None,
         };
-        // A heart beat of the claim has to count on.
-        let ttl = passed.claim.as_ref().map_or(self.ttl, |claim| claim.ttl.max(self.ttl));
+        // What the claim has promised counts on: a heart beat, and to commit after readers that went on because of it.
+        let (ttl, promised) = passed.claim.as_ref().map_or((0, 0), |claim| (claim.ttl, claim.min_commit_ts));
         Lock {
             txn_size: self.txn_size,
             for_update_ts: self.for_update_ts,
-            min_commit_ts: self.min_commit_ts,
+            min_commit_ts: self.min_commit_ts.max(promised),
             last_change_ts: if kind == LockKind::Lock { passed.last_change_ts } else { 0 },
             short_value,
-            ..Lock::new(kind, self.start_ts, self.primary.clone(), ttl)
+            ..Lock::new(kind, self.start_ts, self.primary.clone(), self.ttl.max(ttl))
         }
     }
 
