@@ -62,6 +62,9 @@ pub enum Noun {
     Raw(Raw),
     /// Read and write in transactions, one by one or in a shell.
     Txn(Txn),
+    /// Look at the versions and locks of keys.
+    #[command(subcommand)]
+    Mvcc(Mvcc),
     /// Get a new timestamp, or see what one stands for.
     Tso {
         /// A timestamp; a new one when absent.

@@ -15,6 +15,7 @@ pub mod gc;
 pub mod key;
 pub mod member;
 pub mod moment;
+pub mod mvcc;
 pub mod operator;
 pub mod output;
 pub mod pairs;
@@ -40,6 +41,7 @@ pub async fn run(cli: Cli) -> u8 {
         Noun::Playground(args) => playground::run(&global, args).await,
         Noun::Raw(verb) => raw::run(&global, verb).await,
         Noun::Txn(args) => txn::run(&global, args).await,
+        Noun::Mvcc(verb) => mvcc::run(&global, verb).await,
         Noun::Tso { timestamp } => tso::run(&global, timestamp).await,
         Noun::Gc(args) => gc::run(&global, args).await,
         Noun::Cluster => cluster::run(&global).await,

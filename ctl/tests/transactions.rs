@@ -54,13 +54,15 @@ fn safe_points_move_and_barriers_hold_them() {
 #[test]
 fn single_transactions_and_their_exit_codes() {
     let cluster = Playground::start(&["--stores", "1"]);
+    let before = cluster.json(&["tso"])["timestamp"].to_string();
     assert!(cluster.ok(&["txn", "put", "k", "v1"]).starts_with("committed at "));
     let first = cluster.json(&["tso"])["timestamp"].to_string();
     let committed = cluster.json(&["txn", "put", "k", "v2"])["committed"].as_u64().unwrap();
     assert!(committed > first.parse().unwrap());
     assert_eq!(cluster.ok(&["txn", "get", "k"]), "v2\n");
     assert_eq!(cluster.ok(&["txn", "get", "k", "--at", &first]), "v1\n");
-    assert_eq!(code(&cluster.kvctl(&["txn", "get", "k", "--at", "1h"])), 3, "it was not there an hour ago");
+    assert_eq!(code(&cluster.kvctl(&["txn", "get", "k", "--at", &before])), 3, "it was not there then");
+    assert_eq!(cluster.ok(&["txn", "get", "k", "--at", "now"]), "v2\n");
     assert_eq!(code(&cluster.kvctl(&["txn", "get", "k", "--at", "soon"])), 2);
     cluster.ok(&["txn", "put", "--escaped", r"b\x00", r"\xff"]);
     assert_eq!(cluster.ok(&["txn", "get", "--hex", "6200"]), "ff\n");
@@ -192,5 +194,42 @@ fn every_transactional_workload_runs() {
     }
     assert_eq!(cluster.ok(&["txn", "scan", "--prefix", "kvctl-bench/"]), "", "cleaned");
     assert_eq!(code(&cluster.kvctl(&["bench", "--workload", "raw-get", "--txn"])), 2);
+    assert_eq!(cluster.stop(), Some(0));
+}
+
+#[test]
+fn versions_and_locks_of_a_key() {
+    let cluster = Playground::start(&["--stores", "1"]);
+    let long = "long ".repeat(100);
+    let committed: Vec<u64> = [Some("first"), None, Some(long.as_str())]
+        .into_iter()
+        .map(|value| match value {
+            Some(value) => cluster.json(&["txn", "put", "k", value]),
+            None => cluster.json(&["txn", "delete", "k"]),
+        })
+        .map(|done| done["committed"].as_u64().unwrap())
+        .collect();
+    let shown = cluster.json(&["mvcc", "get", "k"]);
+    let versions = shown["versions"].as_array().unwrap();
+    let of = |field: &str| versions.iter().map(|version| version[field].clone()).collect::<Vec<_>>();
+    assert_eq!(of("kind"), ["put", "delete", "put"], "{shown}");
+    let at: Vec<u64> = of("commit").iter().map(|commit| commit["timestamp"].as_u64().unwrap()).collect();
+    assert!(at.iter().eq(committed.iter().rev()), "{at:?} {committed:?}");
+    assert_eq!(
+        (&versions[0]["value"]["text"], &versions[2]["value"]["text"]),
+        (&long.into(), &"first".into())
+    );
+    assert!(cluster.ok(&["mvcc", "get", "k"]).contains("delete"));
+    assert_eq!(code(&cluster.kvctl(&["mvcc", "get", "nothing"])), 3);
+
+    // A lock is shown while its transaction is open.
+    let mut shell = cluster.spawn(&["txn", "shell"]);
+    shell.send("begin pessimistic\nlock k other\nput k next\n");
+    cluster.wait_for("the lock", || !cluster.json(&["mvcc", "get", "k"])["lock"].is_null());
+    let lock = &cluster.json(&["mvcc", "get", "k"])["lock"];
+    assert_eq!((&lock["kind"], &lock["primary"]["text"]), (&"pessimistic".into(), &"k".into()), "{lock}");
+    shell.send("rollback\n");
+    assert_eq!(shell.finish(), Some(0));
+    assert!(cluster.json(&["mvcc", "get", "k"])["lock"].is_null());
     assert_eq!(cluster.stop(), Some(0));
 }

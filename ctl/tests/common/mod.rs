@@ -3,7 +3,7 @@
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
-use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 pub const KVCTL: &str = env!("CARGO_BIN_EXE_kvctl");
@@ -59,6 +59,19 @@ impl Playground {
         output
     }
 
+    /// A command that goes on while the test talks to it.
+    pub fn spawn(&self, args: &[&str]) -> Talk {
+        let mut child = Command::new(KVCTL)
+            .env("KVCTL_SCHEDULER", self.ready["scheduler"].as_str().unwrap())
+            .args(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let stdin = child.stdin.take();
+        Talk { child: Some(child), stdin }
+    }
+
     pub fn json(&self, args: &[&str]) -> serde_json::Value {
         let output = self.kvctl(&[args, &["--output", "json"]].concat());
         assert_eq!(code(&output), 0, "{args:?}: {}", stderr(&output));
@@ -97,6 +110,34 @@ impl Playground {
         let child = self.child.take().unwrap();
         signal("-TERM", child.id());
         wait(child)
+    }
+}
+
+/// A running command that reads what the test writes.
+pub struct Talk {
+    child: Option<Child>,
+    stdin: Option<ChildStdin>,
+}
+
+impl Talk {
+    pub fn send(&mut self, text: &str) {
+        self.stdin.as_mut().unwrap().write_all(text.as_bytes()).unwrap();
+    }
+
+    /// Ends its input and returns its exit code.
+    pub fn finish(mut self) -> Option<i32> {
+        drop(self.stdin.take());
+        wait(self.child.take().unwrap())
+    }
+}
+
+impl Drop for Talk {
+    fn drop(&mut self) {
+        // Only a failed test comes here with a process.
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
 }
 
