@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The side-by-side benchmark: builds the release programs, installs etcd for comparison where that is possible,
 # and runs everything on this machine, one subject after the other. Options go to the program: --output json,
-# --duration SECONDS, --clients N, --subjects echo,kvasir,etcd; `scripts/bench.sh --help` lists them. Takes about five minutes.
+# --duration SECONDS, --clients N, --subjects echo,kvasir,transactions,etcd; `scripts/bench.sh --help` lists them. Takes about
+# seven minutes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/env.sh
