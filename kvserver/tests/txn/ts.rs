@@ -1,4 +1,5 @@
-//! Timestamps in scripts.
+//! Timestamps as scripts write them and as answers show them: small numbers, milliseconds with a counter, or the end
+//! of time.
 
 use std::error::Error;
 use std::str::FromStr;
