@@ -95,7 +95,7 @@ impl Sim {
         if let (Request::Rollback(rollback), Answer::Rollback(true)) = (&letter.request, &answer) {
             self.decide(rollback.start_ts, 0);
         }
-        if self.rng.chance(25) {
+        if self.rng.chance(25) && may_repeat(&letter.request, &answer) {
             self.send(letter.request.clone(), Sender::Nobody);
         }
         match letter.sender {
@@ -187,6 +187,15 @@ impl Sim {
             self.help(info, 0);
         }
         panic!("locks stay whatever is done about them");
+    }
+}
+
+/// Whether a request may be on its way twice. A client that was refused a prewrite of async commit rolls back, and must
+/// know then that no copy gets through: else all keys might be locked after all, and another finish what it undoes.
+fn may_repeat(request: &Request, answer: &Answer) -> bool {
+    match (request, answer) {
+        (Request::Prewrite(prewrite), Answer::Prewrite(Err(_))) => prewrite.secondaries.is_none(),
+        _ => true,
     }
 }
 

@@ -159,8 +159,9 @@ impl Sim {
             let (op, key, value) = (*op, key.clone(), value.clone());
             // A claim does not tell whether the key exists: an insert of a pessimistic transaction is a put here.
             let op = if t.pessimistic && op == MutationOp::Insert { MutationOp::Put } else { op };
-            let (expected_for_update_ts, assertion) = (None, None);
-            let mutation = Mutation { op, key, value, pessimistic, expected_for_update_ts, assertion };
+            // A claim by force may be taken again by a copy of its request, over changes that nobody has heard of.
+            let expected_for_update_ts = t.claimed.get(&key).copied();
+            let mutation = Mutation { op, key, value, pessimistic, expected_for_update_ts, assertion: None };
             chunks[at % chunk_count as usize].push(mutation);
         }
         chunks.retain(|chunk| !chunk.is_empty());

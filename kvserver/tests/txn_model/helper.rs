@@ -24,6 +24,8 @@ pub struct Helper {
     pending: usize,
     commit_ts: u64,
     missing: bool,
+    /// A secondary lock is an ordinary one: then all are, and the client commits.
+    ordinary: bool,
     pub done: bool,
 }
 
@@ -39,6 +41,7 @@ impl Sim {
             pending: 0,
             commit_ts: 0,
             missing: false,
+            ordinary: false,
             done: false,
         });
         self.check(helper, false);
@@ -128,12 +131,16 @@ impl Sim {
             return self.resolve(helper, commit_ts);
         }
         match answer.locks.first() {
+            _ if h.ordinary => return,
             None => {
                 h.missing = true;
                 let start_ts = h.met.lock.start_ts;
                 self.decide(start_ts, 0);
             }
-            Some(info) if !info.lock.is_async_commit() => return self.check(helper, true),
+            Some(info) if !info.lock.is_async_commit() => {
+                h.ordinary = true;
+                return self.check(helper, true);
+            }
             Some(info) => h.commit_ts = h.commit_ts.max(info.lock.min_commit_ts),
         }
         let h = &self.helpers[helper];
