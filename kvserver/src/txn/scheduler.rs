@@ -379,7 +379,6 @@ impl Txn {
 
     /// What a read at `ts` of `keys` has to do before its snapshot: after this no transaction commits below `ts` on them
     /// without its lock being visible.
-
     pub(super) async fn before_read(&self, keys: &[Bytes], ts: u64) -> TxnResult<()> {
         self.horizon.check(ts, &*self.oracle, &*self.timer).await?;
         self.max_ts.raise(ts);
