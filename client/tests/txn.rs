@@ -71,6 +71,7 @@ async fn a_transaction_sees_its_snapshot_and_its_own_changes() {
     let committed = txn.commit().await.unwrap().unwrap();
     assert!(committed > later, "what was read at a timestamp stays so");
     assert!(matches!(txn.get("a").await, Err(Error::TxnEnded(_))));
+    assert!(matches!(txn.scan(..).collect().await, Err(Error::TxnEnded(_))));
     assert!(matches!(txn.commit().await, Err(Error::TxnEnded(_))));
     assert_eq!(then.batch_get(["a", "k", "x"]).await.unwrap(), before);
     let newest = client.snapshot(Timestamp::MAX);

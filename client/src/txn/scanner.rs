@@ -12,7 +12,7 @@ use kvproto::kvrpcpb;
 
 use super::snapshot::Snapshot;
 use crate::KvPair;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::request::pages::{Cursor, MAX_PAGE, Pages};
 use crate::request::shard::Span;
 
@@ -25,12 +25,19 @@ pub struct TxnScan {
     /// The transaction's changes in the range, ascending; `None` for deleted keys.
     changes: Vec<(Bytes, Option<Bytes>)>,
     limit: usize,
+    /// Why it will fail: the transaction has ended.
+    refused: Option<Error>,
 }
 
 impl TxnScan {
     pub(super) fn new(snapshot: Snapshot, span: Span, changes: Vec<(Bytes, Option<Bytes>)>) -> TxnScan {
         let cursor = Cursor::new(span, snapshot.shared().executor.config().scan_page);
-        TxnScan { snapshot, cursor, changes, limit: usize::MAX }
+        TxnScan { snapshot, cursor, changes, limit: usize::MAX, refused: None }
+    }
+
+    /// The same scan, which fails when `check` did.
+    pub(super) fn checked(self, check: Result<()>) -> TxnScan {
+        TxnScan { refused: check.err(), ..self }
     }
 
     /// Ends after `pairs` pairs. Default: no limit.
@@ -62,7 +69,8 @@ impl TxnScan {
     pub fn stream(mut self) -> TxnScanStream {
         // Each deleted key hides at most one stored pair.
         let deleted = self.changes.iter().filter(|(_, value)| value.is_none()).count();
-        self.cursor.left = if self.limit == 0 { 0 } else { self.limit.saturating_add(deleted) };
+        let nothing = self.limit == 0 || self.refused.is_some();
+        self.cursor.left = if nothing { 0 } else { self.limit.saturating_add(deleted) };
         let mut changes = VecDeque::from(self.changes);
         if self.cursor.reverse {
             changes.make_contiguous().reverse();
@@ -75,6 +83,7 @@ impl TxnScan {
             head: None,
             changes,
             left: self.limit,
+            refused: self.refused,
             failed: false,
         }
     }
@@ -101,6 +110,7 @@ pub struct TxnScanStream {
     left: usize,
     reverse: bool,
     keys_only: bool,
+    refused: Option<Error>,
     failed: bool,
 }
 
@@ -141,6 +151,10 @@ impl Stream for TxnScanStream {
     type Item = Result<KvPair>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<KvPair>>> {
+        if let Some(error) = self.refused.take() {
+            self.failed = true;
+            return Poll::Ready(Some(Err(error)));
+        }
         if self.left == 0 || self.failed {
             return Poll::Ready(None);
         }

@@ -162,7 +162,7 @@ impl Transaction {
     pub fn scan(&self, range: impl IntoKeyRange) -> TxnScan {
         let span = span(range, self.shared.codec);
         let changes = self.buffer.range(&span);
-        TxnScan::new(self.snapshot.clone(), span, changes)
+        TxnScan::new(self.snapshot.clone(), span, changes).checked(self.check_running())
     }
 
     /// Sets `key` to `value`.
