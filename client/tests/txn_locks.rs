@@ -144,6 +144,21 @@ async fn a_pushed_transaction_commits_later() {
 }
 
 #[tokio::test]
+async fn a_client_knows_what_it_has_committed() {
+    let (cluster, client) = cluster().await;
+    // The second phase, which goes on in the background, comes to nothing.
+    cluster.world.no_commits.store(true, SeqCst);
+    let mut txn = client.begin_optimistic().await.unwrap();
+    txn.put("a", "new").await.unwrap();
+    txn.put("z", "new").await.unwrap();
+    txn.commit().await.unwrap().unwrap();
+    let now = client.current_timestamp().await.unwrap();
+    assert_eq!(client.snapshot(now).batch_get(["a", "z"]).await.unwrap().len(), 2);
+    assert!(!cluster.world.seen.lock().contains(&"CheckTxnStatus"));
+    no_locks(&cluster).await;
+}
+
+#[tokio::test]
 async fn an_abandoned_commit_cleans_up() {
     let (cluster, client) = cluster().await;
     let mut txn = client.begin(TxnOptions::optimistic().async_commit(false).one_phase(false)).await.unwrap();

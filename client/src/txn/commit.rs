@@ -83,7 +83,11 @@ pub(super) async fn commit(
         }
     };
     if let Some(mut drive) = guard.0.take() {
-        match drive.committer.next_action() {
+        let next = drive.committer.next_action();
+        if let (Ok(Some(commit_ts)), Action::Commit(_)) = (&outcome, &next) {
+            shared.resolver.remember(start_ts, *commit_ts);
+        }
+        match next {
             Action::Finished => {}
             next => drop(tokio::spawn(drive.finish(next))),
         }

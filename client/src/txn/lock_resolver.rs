@@ -78,6 +78,11 @@ impl LockResolver {
         self.resolve_all(locks, caller, &call, false).await
     }
 
+    /// Tells it that a transaction was committed, so that who meets its locks need not ask.
+    pub(crate) fn remember(&self, start_ts: Timestamp, commit_ts: Timestamp) {
+        self.known.lock().insert(start_ts, Verdict::Committed(commit_ts));
+    }
+
     /// Like [`resolve`](Self::resolve), for a reader: returns as soon as it knows the verdicts, and finishes locks in
     /// the background.
     pub(crate) async fn look(&self, locks: Vec<LockInfo>, at: Timestamp, call: &Call) -> Result<Resolved> {
@@ -96,22 +101,26 @@ impl LockResolver {
         call: &Call,
         in_background: bool,
     ) -> Result<Resolved> {
-        let mut by_txn: BTreeMap<u64, Vec<LockInfo>> = BTreeMap::new();
+        let mut by_txn: BTreeMap<Timestamp, Vec<LockInfo>> = BTreeMap::new();
         for lock in locks {
-            by_txn.entry(lock.lock_version).or_default().push(lock);
+            by_txn.entry(Timestamp::new(lock.lock_version)).or_default().push(lock);
         }
         let mut resolved = Resolved::default();
-        if by_txn.is_empty() {
-            return Ok(resolved);
-        }
-        let now = self.executor.scheduler().with_timeout(call.left()).get_timestamp(1).await?;
-        let resolve_one = |locks: Vec<LockInfo>| async move {
-            let start_ts = Timestamp::new(locks.first().map_or(0, |lock| lock.lock_version));
-            let verdict = self.resolve_one(locks, caller, now, call, in_background).await?;
+        let with_verdict = |(start_ts, locks)| (self.known.lock().verdicts.get(&start_ts).copied(), locks);
+        let by_txn: Vec<(Option<Verdict>, Vec<LockInfo>)> = by_txn.into_iter().map(with_verdict).collect();
+        // Whether locks have expired matters only to questions.
+        let now = match by_txn.iter().all(|(known, _)| known.is_some()) {
+            true => Timestamp::ZERO,
+            false => self.executor.scheduler().with_timeout(call.left()).get_timestamp(1).await?,
+        };
+        let resolve_one = |(known, locks): (Option<Verdict>, Vec<LockInfo>)| async move {
+            let resolution = Resolution::new(&locks, caller, now, known);
+            let start_ts = resolution.start_ts();
+            let verdict = self.resolve_one(resolution, self.api_of(&locks), call, in_background).await?;
             Ok::<_, Error>((start_ts, verdict))
         };
         let concurrency = self.executor.config().concurrency.max(1);
-        let pending: Vec<_> = by_txn.into_values().map(resolve_one).collect();
+        let pending: Vec<_> = by_txn.into_iter().map(resolve_one).collect();
         let mut verdicts = stream::iter(pending).buffer_unordered(concurrency);
         while let Some(verdict) = verdicts.next().await {
             let (start_ts, verdict) = verdict?;
@@ -123,16 +132,12 @@ impl LockResolver {
     /// Resolves locks of one transaction.
     async fn resolve_one(
         &self,
-        locks: Vec<LockInfo>,
-        caller: Caller,
-        now: Timestamp,
+        mut resolution: Resolution,
+        api: ApiVersion,
         call: &Call,
         in_background: bool,
     ) -> Result<Verdict> {
-        let api = self.api_of(&locks);
-        let start_ts = Timestamp::new(locks.first().map_or(0, |lock| lock.lock_version));
-        let known = self.known.lock().verdicts.get(&start_ts).copied();
-        let mut resolution = Resolution::new(&locks, caller, now, known);
+        let start_ts = resolution.start_ts();
         let part = || call.part().in_api(api);
         let verdict = loop {
             match resolution.next_step() {

@@ -42,6 +42,8 @@ pub struct World {
     pub txn: Mutex<txn::Data>,
     /// Names of transactional requests whose next execution breaks the stream instead of an answer.
     pub lose: Mutex<Vec<&'static str>>,
+    /// Commits are refused.
+    pub no_commits: AtomicBool,
     /// Names of transactional requests that are not executed until the test says so.
     pub hold: Mutex<Vec<&'static str>>,
     /// Names of the transactional requests that were executed.
@@ -73,6 +75,7 @@ impl World {
             data: Mutex::default(),
             txn: Mutex::default(),
             lose: Mutex::default(),
+            no_commits: AtomicBool::new(false),
             hold: Mutex::default(),
             seen: Mutex::default(),
             addresses: Mutex::default(),

@@ -171,6 +171,11 @@ impl Store {
                 let keys: Vec<&Bytes> = keys.iter().collect();
                 answer!(self, Prewrite, PrewriteResponse, q, &keys, |data| data.prewrite(&q))
             }
+            Cmd::Commit(_) if self.world.no_commits.load(SeqCst) => {
+                let abort = "the test allows no commits".to_string();
+                let error = Some(KeyError { abort, ..Default::default() });
+                Reply::Commit(CommitResponse { error, ..Default::default() })
+            }
             Cmd::Commit(q) => {
                 let keys: Vec<&Bytes> = q.keys.iter().collect();
                 answer!(self, Commit, CommitResponse, q, &keys, |data| data.commit(&q))
