@@ -241,7 +241,7 @@ async fn check_leader_and_read_index(regions: &Regions) {
 }
 
 #[tokio::test]
-async fn transactional_calls_say_that_they_are_not_served() {
+async fn calls_that_are_not_served_say_so() {
     let cluster = ProcessCluster::start(ClusterOptions { stores: 1, ..ClusterOptions::default() });
     let cluster = cluster.expect("a cluster of one store");
     let regions = Regions::connect(&cluster.endpoint()).await.expect("a connection");

@@ -156,7 +156,8 @@ fn check_message(input: &[u8]) {
 fn manifests() -> Vec<Vec<u8>> {
     let file = |cf| SnapFile { cf, bytes: 1_000, keys: 9, crc32c: 77 };
     let key = SnapKey { region_id: 7, term: 6, index: 40 };
-    let of = |files| Manifest { key: key.clone(), region: region(), gc_safe_point: 5, files }.encode().to_vec();
+    let of =
+        |files| Manifest { key: key.clone(), region: region(), gc_safe_point: 5, files }.encode().to_vec();
     vec![of(vec![]), of(vec![file(Cf::Raw)]), of(vec![file(Cf::Default), file(Cf::Write), file(Cf::Raw)])]
 }
 
