@@ -1,5 +1,5 @@
 //! The official Rust client, as published on crates.io, runs transactions of every kind it has against a real cluster
-//! of three stores: in keyspace DEFAULT and, beside it in the same cluster, in API V1. Nothing here uses our own SDK:
+//! of three stores, and a standalone store: in keyspace DEFAULT and, beside it in the same cluster, in API V1. Nothing here uses our SDK:
 //! what passes is what a program written for TiKV meets.
 //!
 //! The client meets a live lock by asking again some ten times in a second and a half; it does not commit in another way
@@ -57,12 +57,17 @@ fn cluster() -> ProcessCluster {
 
 impl World {
     async fn of(cluster: &ProcessCluster, api: Api) -> World {
+        World::at(cluster.endpoint(), api).await
+    }
+
+    /// At the scheduler with this address.
+    async fn at(endpoint: String, api: Api) -> World {
         let version = match api {
             Api::V1 => ApiVersion::V1,
             Api::V2 => ApiVersion::V2,
         };
-        let hand = ByHand::connect(&cluster.endpoint(), version).await.expect("a connection");
-        World { api, client: client(cluster, api).await.expect("a client"), hand }
+        let hand = ByHand::connect(&endpoint, version).await.expect("a connection");
+        World { api, client: client(endpoint, api).await.expect("a client"), hand }
     }
 
     /// The name of a key that only this test uses; short enough for others to be found in failures.
@@ -107,12 +112,12 @@ impl World {
     }
 }
 
-async fn client(cluster: &ProcessCluster, api: Api) -> Result<TransactionClient, Error> {
+async fn client(endpoint: String, api: Api) -> Result<TransactionClient, Error> {
     let config = match api {
         Api::V1 => Config::default(),
         Api::V2 => Config::default().with_default_keyspace(),
     };
-    TransactionClient::new_with_config(vec![cluster.endpoint()], config).await
+    TransactionClient::new_with_config(vec![endpoint], config).await
 }
 
 /// Every way a transaction can lock and commit.

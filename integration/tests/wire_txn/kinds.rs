@@ -1,6 +1,7 @@
 //! Commits: every kind of transaction writes, in one region and over several, small and large; inserts, deletions,
 //! locks without values, empty transactions, rollbacks; and none of them loses what the others add.
 
+use integration::cluster::Standalone;
 use tikv_client::transaction::Mutation;
 use tikv_client::{Error, TimestampExt, Transaction, TransactionOptions};
 
@@ -20,6 +21,20 @@ async fn every_kind_of_transaction_commits() {
             commits(&world, kind, options.clone()).await.unwrap_or_else(|e| panic!("{api:?}, {kind}: {e}"));
             is_large(&world, options).await.unwrap_or_else(|e| panic!("{api:?}, {kind}: {e}"));
         }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_standalone_store_runs_every_kind_of_transaction() {
+    let standalone = Standalone::start("").expect("a standalone store");
+    for api in BOTH {
+        let world = World::at(standalone.endpoint(), api).await;
+        for (kind, options) in kinds() {
+            commits(&world, kind, options.clone()).await.unwrap_or_else(|e| panic!("{api:?}, {kind}: {e}"));
+        }
+        inserts(&world).await.expect("inserts");
+        locks_without_values(&world).await.expect("locks");
+        rollbacks(&world).await.expect("rollbacks");
     }
 }
 

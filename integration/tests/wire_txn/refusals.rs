@@ -25,13 +25,13 @@ async fn a_v1_cluster_says_how_to_have_transactions() {
     let options = ClusterOptions { store_config, ..ClusterOptions::default() };
     let cluster = ProcessCluster::start(options).expect("a v1 cluster");
     for api in BOTH {
-        let refused = match client(&cluster, api).await {
+        let refused = match client(cluster.endpoint(), api).await {
             Ok(client) => use_it(&client).await,
             Err(error) => Err(error),
         };
         assert_names(&refused.expect_err("no transactions here"), &["api", "v2"]);
     }
-    let v1 = client(&cluster, Api::V1).await.expect("a client");
+    let v1 = client(cluster.endpoint(), Api::V1).await.expect("a client");
     let mut txn = v1.begin_pessimistic().await.expect("a timestamp");
     let refused = txn.get_for_update("k".to_string()).await.expect_err("no transactions here");
     assert_names(&refused, &["api", "v2"]);
