@@ -115,6 +115,10 @@ async fn stores_and_clients_follow_a_new_leader() {
     let mut group = SchedulerGroup::start(1, 3, 3).expect("three schedulers and three stores");
     let client = RawClient::connect(group.endpoints()).await.expect("a client");
     client.put("before", "1").await.expect("a put");
+    let safe_point = patient(&group.endpoints()).await.get_timestamp(1).await.expect("a timestamp");
+    let scheduler = patient(&group.endpoints()).await;
+    scheduler.set_gc_barrier("backup", safe_point, None).await.expect("a barrier");
+    scheduler.advance_txn_safe_point(Some(safe_point)).await.expect("a safe point");
     let official = tikv_client::TransactionClient::new(group.endpoints()).await.expect("the official client");
     let mut last = official.current_timestamp().await.expect("a timestamp").version();
     for is_frozen in [false, true] {
@@ -136,6 +140,8 @@ async fn stores_and_clients_follow_a_new_leader() {
             true => group.schedulers[leader].process.thaw(),
         }
         group.schedulers[leader].wait_serving().expect("it is a member again");
+        let state = patient(&group.endpoints()).await.gc_state().await.expect("the state of a new leader");
+        assert_eq!((state.txn_safe_point, state.barriers.len()), (safe_point, 1), "{state:?}");
         let next = official.current_timestamp().await.expect("a timestamp for the official client").version();
         assert!(next > last, "{next} after {last}");
         last = next;

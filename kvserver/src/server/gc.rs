@@ -175,8 +175,8 @@ impl Gc {
         let metrics = CleanerMetrics::new(registry)?;
         if config.lock_cleaner_interval.as_millis() > 0 {
             let (engine, resolver) = (store.engine(), Arc::new(remote));
-            let cleaner = Cleaner { engine, views, oracle, resolver, metrics };
-            tasks.spawn(clean(cleaner, every(config.lock_cleaner_interval), stop.clone()));
+            let cleaner = Arc::new(Cleaner::new(engine, views, resolver, metrics));
+            tasks.spawn(clean(cleaner, oracle, every(config.lock_cleaner_interval), stop.clone()));
         }
         let metrics = GcMetrics::new(registry)?;
         let worker = GcWorker::start(store.engine(), filters, metrics, every(config.walk_interval));
@@ -198,14 +198,36 @@ async fn drive(driver: Driver, every: Duration, stop: CancellationToken) {
     let _stopped: Option<()> = stop.run_until_cancelled(work).await;
 }
 
-async fn clean(cleaner: Cleaner, every: Duration, stop: CancellationToken) {
+async fn clean(cleaner: Arc<Cleaner>, oracle: Arc<dyn Oracle>, every: Duration, stop: CancellationToken) {
     let mut ticks = tokio::time::interval(every);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let work = async {
         loop {
             ticks.tick().await;
-            cleaner.turn().await;
+            if let Err(error) = clean_once(&cleaner, &*oracle).await {
+                cleaner.failed(&error);
+            }
         }
     };
     let _stopped: Option<()> = stop.run_until_cancelled(work).await;
+}
+
+/// The oracle is asked only when there are locks.
+async fn clean_once(cleaner: &Arc<Cleaner>, oracle: &dyn Oracle) -> Result<(), String> {
+    let looking = cleaner.clone();
+    if !blocking(move || looking.has_locks()).await? {
+        return Ok(());
+    }
+    let now = Timestamp::new(oracle.timestamp().await?);
+    let looking = cleaner.clone();
+    let locks = blocking(move || looking.expired(now)).await?;
+    cleaner.resolve(locks).await;
+    Ok(())
+}
+
+/// Does what may read the disk away from the async threads.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, String> + Send + 'static,
+) -> Result<T, String> {
+    tokio::task::spawn_blocking(work).await.map_err(|e| e.to_string())?
 }

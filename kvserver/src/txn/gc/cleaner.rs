@@ -13,19 +13,20 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use kvproto::ts::Timestamp;
+use parking_lot::Mutex;
 use prometheus::{IntCounter, Registry};
 
 use crate::engine::{Cf, Engine, IterOptions};
-use crate::raftstore::meta::region_view::{RegionMeta, ViewRegistry};
-use crate::txn::edge::Oracle;
+use crate::raftstore::meta::region_view::ViewRegistry;
 use crate::txn::error::LockInfo;
-use crate::txn::mvcc::scan::encoded_bounds;
 use crate::txn::mvcc::{Lock, key};
 
 /// A lock is left alone for so long after it has expired: its client may be slow, and readers may be at it.
 const GRACE_MS: u64 = 2_000;
-/// The most locks of one region that are resolved in one turn.
-const LOCKS_MAX: usize = 256;
+/// The most locks that are resolved in one turn.
+const LOCKS_MAX: usize = 1024;
+/// Locks that are resolved together.
+const TOGETHER: usize = 64;
 
 /// Finds out what became of transactions, and finishes their locks.
 pub trait Resolver: Send + Sync + 'static {
@@ -66,69 +67,87 @@ impl CleanerMetrics {
 
 /// See the file's head.
 pub struct Cleaner {
-    pub engine: Arc<dyn Engine>,
-    pub views: Arc<ViewRegistry>,
-    pub oracle: Arc<dyn Oracle>,
-    pub resolver: Arc<dyn Resolver>,
-    pub metrics: CleanerMetrics,
+    engine: Arc<dyn Engine>,
+    views: Arc<ViewRegistry>,
+    resolver: Arc<dyn Resolver>,
+    metrics: CleanerMetrics,
+    /// Where the next look begins: behind those that filled the last one, so that locks which cannot be resolved now do
+    /// not hide the others.
+    from: Mutex<Bytes>,
 }
 
 impl Cleaner {
-    /// Looks at all regions that this store leads, one after the other.
-    pub async fn turn(&self) {
-        for view in self.views.all() {
-            if !view.is_leader() || !view.serves {
-                continue;
-            }
-            if let Err(error) = self.clean(&view.meta).await {
-                self.metrics.failed.inc();
-                tracing::info!(region = view.meta.region.id, error, "expired locks wait for the next look");
-            }
-        }
+    /// A cleaner of the locks in `engine`, in the regions of `views` that are led here.
+    pub fn new(
+        engine: Arc<dyn Engine>,
+        views: Arc<ViewRegistry>,
+        resolver: Arc<dyn Resolver>,
+        metrics: CleanerMetrics,
+    ) -> Cleaner {
+        Cleaner { engine, views, resolver, metrics, from: Mutex::default() }
     }
 
-    async fn clean(&self, region: &RegionMeta) -> Result<(), String> {
-        if !self.has_locks(region)? {
-            return Ok(());
-        }
-        let now = Timestamp::new(self.oracle.timestamp().await?);
-        let locks = self.expired(region, now)?;
-        if locks.is_empty() {
-            return Ok(());
-        }
-        self.metrics.found.inc_by(locks.len() as u64);
-        let ended = self.resolver.resolve(locks).await?;
-        self.metrics.ended.inc_by(ended as u64);
-        Ok(())
-    }
-
-    fn has_locks(&self, region: &RegionMeta) -> Result<bool, String> {
+    /// Whether there is any lock here. Looks at the engine: call it where blocking is allowed.
+    pub fn has_locks(&self) -> Result<bool, String> {
         let mut any = false;
-        self.walk(region, |_, _| {
+        self.walk(Bytes::new(), |_, _| {
             any = true;
             false
         })?;
         Ok(any)
     }
 
-    /// Locks that expired a while before `now`.
-    fn expired(&self, region: &RegionMeta, now: Timestamp) -> Result<Vec<LockInfo>, String> {
-        let mut found = Vec::new();
-        self.walk(region, |encoded, stored| {
+    /// Locks in regions that this store leads which expired a while before `now`. Looks at all locks of the store: call
+    /// it where blocking is allowed.
+    pub fn expired(&self, now: Timestamp) -> Result<Vec<LockInfo>, String> {
+        let views = self.views.all().into_iter().filter(|view| view.is_leader() && view.serves);
+        let mut led: Vec<_> = views.map(|view| view.meta.clone()).collect();
+        led.sort_by(|a, b| a.start.cmp(&b.start));
+        let is_led = |key: &[u8]| {
+            let before = led.partition_point(|region| region.start <= key);
+            before > 0 && led[before - 1].contains(key)
+        };
+        let (mut found, mut next) = (Vec::new(), Bytes::new());
+        let from = self.from.lock().clone();
+        self.walk(from, |encoded, stored| {
             // One that cannot be read is reported to those who need it.
             let lock = Lock::decode(Bytes::copy_from_slice(stored)).ok().filter(|lock| is_expired(lock, now));
-            if let (Some(lock), Ok(key)) = (lock, key::user_key(encoded)) {
+            if let (Some(lock), Ok(key)) = (lock, key::user_key(encoded))
+                && is_led(&key)
+            {
                 found.push(LockInfo { key, lock });
             }
-            found.len() < LOCKS_MAX
+            if found.len() < LOCKS_MAX {
+                return true;
+            }
+            next = [encoded, &[0]].concat().into();
+            false
         })?;
+        *self.from.lock() = next;
+        self.metrics.found.inc_by(found.len() as u64);
         Ok(found)
     }
 
+    /// Has these locks resolved, some at a time: a region that does not answer keeps only those that share its turn.
+    pub async fn resolve(&self, locks: Vec<LockInfo>) {
+        let mut locks = locks.into_iter().peekable();
+        while locks.peek().is_some() {
+            match self.resolver.resolve(locks.by_ref().take(TOGETHER).collect()).await {
+                Ok(ended) => self.metrics.ended.inc_by(ended as u64),
+                Err(error) => self.failed(&error),
+            }
+        }
+    }
+
+    /// Notes an attempt that failed.
+    pub fn failed(&self, error: &str) {
+        self.metrics.failed.inc();
+        tracing::info!(error, "expired locks wait for the next look");
+    }
+
     /// Shows encoded keys and stored locks to `visit` until it has seen enough.
-    fn walk(&self, region: &RegionMeta, mut visit: impl FnMut(&[u8], &[u8]) -> bool) -> Result<(), String> {
-        let (lower, upper) = encoded_bounds(&region.start, &region.end);
-        let options = IterOptions { lower, upper, no_fill_cache: true, ..IterOptions::default() };
+    fn walk(&self, from: Bytes, mut visit: impl FnMut(&[u8], &[u8]) -> bool) -> Result<(), String> {
+        let options = IterOptions { lower: from, no_fill_cache: true, ..IterOptions::default() };
         let mut locks = self.engine.snapshot().iter(Cf::Lock, options).map_err(|e| e.to_string())?;
         locks.seek_to_first();
         while locks.valid() {
@@ -150,18 +169,16 @@ fn is_expired(lock: &Lock, now: Timestamp) -> bool {
 mod tests {
     use futures::FutureExt;
     use kvproto::metapb;
-    use parking_lot::Mutex;
 
     use super::*;
     use crate::engine::mem::MemEngine;
     use crate::engine::{WriteBatch, WriteOptions};
-    use crate::raftstore::meta::region_view::RegionView;
+    use crate::raftstore::meta::region_view::{RegionMeta, RegionView};
     use crate::txn::mvcc::{Key, LockKind};
 
-    /// An oracle at a fixed time, and a resolver that notes what it gets.
+    /// A resolver that notes what it gets.
     #[derive(Default)]
     struct World {
-        asked: Mutex<u64>,
         resolved: Mutex<Vec<Bytes>>,
     }
 
@@ -169,13 +186,6 @@ mod tests {
 
     fn at_ms(ms: u64) -> u64 {
         Timestamp::compose(ms, 0).unwrap().get()
-    }
-
-    impl Oracle for World {
-        fn timestamp(&self) -> BoxFuture<'static, Result<u64, String>> {
-            *self.asked.lock() += 1;
-            std::future::ready(Ok(at_ms(NOW_MS))).boxed()
-        }
     }
 
     impl Resolver for World {
@@ -206,7 +216,7 @@ mod tests {
             views.cell(view.meta.region.id).publish(Some(view));
         }
         let metrics = CleanerMetrics::new(&Registry::new()).unwrap();
-        Cleaner { engine: Arc::new(engine), views, oracle: world.clone(), resolver: world.clone(), metrics }
+        Cleaner::new(Arc::new(engine), views, world.clone(), metrics)
     }
 
     #[test]
@@ -219,14 +229,28 @@ mod tests {
             ("alive", long_ago, 30_000),
             ("of another store", long_ago, 3_000),
         ];
-        cleaner(&world, &locks).turn().now_or_never().unwrap();
+        let cleaner = cleaner(&world, &locks);
+        assert!(cleaner.has_locks().unwrap());
+        let expired = cleaner.expired(Timestamp::new(at_ms(NOW_MS))).unwrap();
+        cleaner.resolve(expired).now_or_never().unwrap();
         assert_eq!(*world.resolved.lock(), ["dead"]);
     }
 
     #[test]
-    fn without_locks_nobody_is_asked() {
-        let world: Arc<World> = Arc::default();
-        cleaner(&world, &[]).turn().now_or_never().unwrap();
-        assert_eq!((*world.asked.lock(), world.resolved.lock().len()), (0, 0));
+    fn locks_that_stay_do_not_hide_those_behind_them() {
+        let (world, name) = (Arc::default(), |n: usize| -> &'static str { format!("{n:05}").leak() });
+        let locks: Vec<_> = (0..LOCKS_MAX + 3).map(|n| (name(n), 1_000, 0)).collect();
+        let cleaner = cleaner(&world, &locks);
+        let look = || cleaner.expired(Timestamp::new(at_ms(NOW_MS))).unwrap();
+        assert_eq!(look().len(), LOCKS_MAX);
+        assert_eq!(look().first().map(|info| info.key.clone()), Some(name(LOCKS_MAX).into()));
+        assert_eq!(look().len(), LOCKS_MAX, "and again from the first one");
+    }
+
+    #[test]
+    fn without_locks_there_is_nothing_to_ask() {
+        let cleaner = cleaner(&Arc::default(), &[]);
+        assert!(!cleaner.has_locks().unwrap());
+        assert!(cleaner.expired(Timestamp::new(at_ms(NOW_MS))).unwrap().is_empty());
     }
 }

@@ -136,9 +136,13 @@ mod tests {
         Ok(())
     }
 
+    /// Commits (user, kind, whether the value is long), whether all is compacted then, and by how much the safe point
+    /// rises before that.
+    type Round = (Vec<(u8, usize, bool)>, bool, u64);
+
     /// Rounds: commits in the order of their timestamps, as transactions leave them, then a compaction of all or a flush,
     /// at a safe point that rises.
-    fn rounds() -> impl Strategy<Value = Vec<(Vec<(u8, usize, bool)>, bool, u64)>> {
+    fn rounds() -> impl Strategy<Value = Vec<Round>> {
         let commits = prop::collection::vec((0..USERS, 0..KINDS.len(), any::<bool>()), 0..12);
         prop::collection::vec((commits, any::<bool>(), 0..15u64), 1..5)
     }
