@@ -18,7 +18,7 @@ pub struct Commit {
 }
 
 impl Command for Commit {
-    /// The commit timestamp.
+    /// The timestamp that it is committed at, by whomever.
     type Answer = u64;
 
     fn keys(&self) -> Vec<Bytes> {
@@ -35,6 +35,7 @@ impl Command for Commit {
         super::check_commit_ts(start_ts, commit_ts)?;
         let bytes = self.keys.iter().map(|key| 2 * key.len() + 64).sum();
         let mut changes = Changes::with_capacity(bytes);
+        let mut committed_at = commit_ts;
         for key in &self.keys {
             let mut key = Key::new(key.clone());
             match cx.reader.lock(&key)?.filter(|lock| lock.start_ts == start_ts) {
@@ -48,13 +49,14 @@ impl Command for Commit {
                 }
                 Some(lock) => changes.commit(&mut cx.reader, &mut key, lock, commit_ts)?,
                 None => match cx.reader.commit_record(&mut key, start_ts)? {
-                    CommitRecord::Committed { .. } => {}
+                    // Somebody else may have finished it, at a timestamp that its locks named.
+                    CommitRecord::Committed { commit_ts, .. } => committed_at = commit_ts,
                     CommitRecord::RolledBack | CommitRecord::None => {
                         return Err(TxnError::LockNotFound { start_ts, key: key.user().clone() });
                     }
                 },
             }
         }
-        Ok(Done::with(changes, commit_ts))
+        Ok(Done::with(changes, committed_at))
     }
 }
