@@ -121,3 +121,49 @@ fn a_lease_that_outlives_a_split_is_caught() {
 fn a_split_that_is_not_on_disk_before_its_effects_is_caught() {
     caught_in("split_recover", Breakage::SplitWithoutSync, 40, &["epoch", "coverage", "state", "restart"]);
 }
+
+/// Checkers that judge transactions.
+const TRANSACTIONS: &[&str] = &["snapshot", "cycles", "settle", "bank", "skew"];
+
+#[test]
+fn a_commit_that_does_not_look_for_its_lock_is_caught() {
+    caught_in("txn_partitions_drift", Breakage::CommitWithoutLock, 20, TRANSACTIONS);
+}
+
+#[test]
+fn a_prewrite_that_does_not_look_for_conflicts_is_caught() {
+    caught_in("txn_registers", Breakage::PrewriteWithoutConflicts, 5, TRANSACTIONS);
+}
+
+#[test]
+fn commands_that_do_not_take_turns_are_caught() {
+    caught_in("txn_lists", Breakage::CommandsWithoutLatches, 5, TRANSACTIONS);
+}
+
+#[test]
+fn reads_that_pass_locks_are_caught() {
+    caught_in("txn_bank", Breakage::ReadsPassLocks, 10, TRANSACTIONS);
+}
+
+#[test]
+fn a_commit_timestamp_below_reads_is_caught() {
+    caught_in("txn_lists", Breakage::MinCommitTsBelowReads, 5, TRANSACTIONS);
+}
+
+#[test]
+fn reads_that_pass_memory_locks_are_caught() {
+    caught_in("txn_lists", Breakage::ReadsPassMemoryLocks, 5, TRANSACTIONS);
+}
+
+#[test]
+fn a_new_leader_that_does_not_know_of_earlier_reads_is_caught() {
+    caught_in("txn_leader_changes", Breakage::MaxTsNotSynced, 20, TRANSACTIONS);
+}
+
+#[test]
+fn a_seed_with_transactions_runs_the_same_way_twice() {
+    let scenario = Scenario::named("txn_everything_together").expect("a scenario");
+    let once = run(RunOptions::scenario(scenario, 1)).unwrap_or_else(|failure| panic!("{failure}"));
+    assert!(once.committed > 0, "nothing was committed: {once:?}");
+    assert_eq!(run(RunOptions::scenario(scenario, 1)), Ok(once));
+}

@@ -59,6 +59,18 @@ scenarios! {
     split_unreliable_recover,
     split_conf_change_snapshot_unreliable_recover,
     everything_together,
+    txn_bank,
+    txn_registers,
+    txn_lists,
+    txn_skew,
+    txn_clients_die,
+    txn_unreliable,
+    txn_leader_changes,
+    txn_recover,
+    txn_partitions_drift,
+    txn_split_storm,
+    txn_scheduler_changes,
+    txn_everything_together,
 }
 
 #[test]

@@ -147,7 +147,8 @@ fn swarm(first: RunOptions, seeds: u64, twice: u64, keep_going: bool) -> ExitCod
     }
     println!(
         "{seeds} seeds, {} failed; {} events, {} s of virtual time, {} entries, {} operations ({} refused, {} unknown), \
-         {} crashes, {} partitions, {} elections, {} snapshots, {} membership changes, {} splits, {} returns, {} schedulers, {} orders",
+         {} crashes, {} partitions, {} elections, {} snapshots, {} membership changes, {} splits, {} returns, {} schedulers, {} orders, \
+         {} transactions committed, {} failed, {} of unknown fate, {} clients died",
         failures.len(),
         total.events,
         total.virtual_ms / 1000,
@@ -164,6 +165,10 @@ fn swarm(first: RunOptions, seeds: u64, twice: u64, keep_going: bool) -> ExitCod
         total.returns,
         total.scheduler_changes,
         total.orders,
+        total.committed,
+        total.aborted,
+        total.unsettled,
+        total.client_crashes,
     );
     failures.first().map_or(ExitCode::SUCCESS, |first| ExitCode::from(first.class as u8))
 }
@@ -195,6 +200,10 @@ fn add(total: &mut Summary, one: &Summary) {
     total.scheduler_changes += one.scheduler_changes;
     total.snapshots += one.snapshots;
     total.orders += one.orders;
+    total.committed += one.committed;
+    total.aborted += one.aborted;
+    total.unsettled += one.unsettled;
+    total.client_crashes += one.client_crashes;
 }
 
 fn regressions() -> ExitCode {

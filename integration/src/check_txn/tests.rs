@@ -205,6 +205,14 @@ fn a_lock_keeps_a_key_from_its_own_timestamp_on() {
     };
     assert_eq!(snapshot::check(&locked(5)), Ok(()));
     refused(snapshot::check(&locked(3)), "the version to see is []");
+    // Who failed gave its locks back: another one may commit below the timestamp they were got at.
+    let mut given_back = locked(5);
+    given_back[1].fate = Fate::Aborted;
+    let between = |value: &[u64]| txn(4, 5, vec![r(X, value), w(X, &[7])]);
+    let before: Vec<Txn> = given_back.iter().cloned().chain(history(vec![between(&[1])])).collect();
+    assert_eq!(snapshot::check(&before), Ok(()));
+    given_back[1].ops[1] = Op::Read { key: X, seen: vec![9], at: 5 };
+    refused(snapshot::check(&given_back), "the version to see is [1]");
     let only_lock = txn(1, 6, vec![Op::Lock { key: Z, since: 1 }]);
     refused(snapshot::check(&history(vec![only_lock, txn(2, 4, vec![w(Z, &[1])])])), "while");
 }

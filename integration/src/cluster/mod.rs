@@ -18,6 +18,7 @@ pub mod proxy;
 pub mod regions;
 pub mod split;
 pub mod timestamps;
+pub mod txn_load;
 pub mod workload;
 
 use std::collections::BTreeMap;

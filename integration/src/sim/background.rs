@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use kvproto::metapb;
+use kvproto::{key, metapb};
 use kvserver::engine::log_store::RegionLogWrite;
 use kvserver::engine::mem::{MemEngine, SortedContent};
 use kvserver::engine::{Cf, Engine, EngineError, IterOptions, Snapshot, WriteBatch};
@@ -234,13 +234,20 @@ impl World {
         half: bool,
     ) -> Result<SplitCheck, EngineError> {
         let content = read_content(&*engine.snapshot(), &ranges::of_region(region))?;
-        let raw = content.iter().filter(|(cf, _)| *cf == Cf::Raw).flat_map(|(_, file)| file.iter());
-        let records: Vec<Record<'_>> = raw
-            .map(|(key, value)| {
-                let bytes = (key.len() + value.len()) as u64;
-                Record { user_key: key, bytes, kind: RecordKind::Raw }
+        let keys = user_keys(&content)?;
+        let records = content.iter().flat_map(|(cf, file)| file.iter().map(|pair| (*cf, pair)));
+        let mut records: Vec<Record<'_>> = records
+            .zip(&keys)
+            .map(|((cf, (key, value)), user_key)| {
+                let kind = match cf {
+                    Cf::Raw => RecordKind::Raw,
+                    Cf::Write => RecordKind::Commit,
+                    Cf::Default | Cf::Lock | Cf::Meta => RecordKind::Other,
+                };
+                Record { user_key, bytes: (key.len() + value.len()) as u64, kind }
             })
             .collect();
+        records.sort_by_key(|record| record.user_key);
         if half {
             let mut walk = HalfWalk::new(region);
             records.iter().for_each(|record| walk.add(record));
@@ -294,6 +301,23 @@ impl Store {
         let engine: Arc<dyn Engine> = Arc::new(self.engine.clone());
         RegionSteps { engine, log: self.log.clone(), files: Arc::new(files), form: self.form }
     }
+}
+
+/// The user keys of all records, in their order.
+fn user_keys(content: &SnapContent) -> Result<Vec<Vec<u8>>, EngineError> {
+    let keys = content.iter().flat_map(|(cf, file)| file.iter().map(move |(key, _)| (*cf, key)));
+    keys.map(|(cf, stored)| {
+        let mut user_key = Vec::new();
+        match cf {
+            Cf::Raw => user_key.extend_from_slice(stored),
+            // A timestamp may follow.
+            _ => drop(
+                key::decode_into(stored, &mut user_key).map_err(|e| EngineError::Corrupt(e.to_string()))?,
+            ),
+        }
+        Ok(user_key)
+    })
+    .collect()
 }
 
 fn read_content(snapshot: &dyn Snapshot, ranges: &[CfRange]) -> Result<SnapContent, EngineError> {

@@ -28,4 +28,18 @@ pub enum Breakage {
     LeaseOverSplit,
     /// What follows from a split leaves before the split is on the disk (INV-DURABLE).
     SplitWithoutSync,
+    /// Commits write their records although the lock is gone.
+    CommitWithoutLock,
+    /// Optimistic prewrites do not look for versions that are newer than their snapshot.
+    PrewriteWithoutConflicts,
+    /// Prewrites of the same keys do not take turns (INV-LATCH).
+    CommandsWithoutLatches,
+    /// Reads pass locks that should make them wait.
+    ReadsPassLocks,
+    /// Transactions choose commit timestamps below those of reads that did not see them (INV-MAXTS).
+    MinCommitTsBelowReads,
+    /// Reads pass transactions that have chosen their timestamp and are not applied yet (INV-MAXTS).
+    ReadsPassMemoryLocks,
+    /// What earlier leaders of a region have read is not asked for (INV-MAXTS).
+    MaxTsNotSynced,
 }

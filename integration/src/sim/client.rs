@@ -9,7 +9,6 @@ use std::sync::Arc;
 
 use kvclient::region_cache::{Region, RegionCache};
 use kvclient::request::retry::Access;
-use kvproto::key::BoundaryForm;
 use kvserver::error::RegionError;
 use kvserver::storage::RegionContext;
 
@@ -125,7 +124,7 @@ impl Clients {
     /// The clients of a plan.
     pub fn new(plan: &Plan, rng: Rng) -> Clients {
         let registers = (plan.regions * plan.load.keys) as usize;
-        let form = BoundaryForm::of_raw(plan.raft[0].api);
+        let form = plan.form();
         let client = |_| Client { cache: RegionCache::new(form, CACHE_MAX), running: None, left: 0 };
         Clients {
             plan: plan.load.clone(),

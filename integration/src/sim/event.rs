@@ -13,6 +13,8 @@ use kvserver::raftstore::snap::SnapKey;
 
 use super::background::SnapContent;
 use super::client::{Outcome, Request};
+use super::rng::fold;
+use super::txn::TxnEvent;
 
 /// One life of one store's process: position of the store, number of the life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,6 +111,9 @@ pub enum Event {
     /// Another scheduler leads from now on.
     SchedulerTakesOver,
 
+    /// Something about transactions.
+    Txn(TxnEvent),
+
     Nemesis,
     /// All links are whole again.
     Mend,
@@ -145,6 +150,7 @@ impl Event {
             Event::Return(store) => 0x1700 + *store as u64,
             Event::AskSplit { life, .. } => 0x1900 + life.store as u64,
             Event::ReportSplit(regions) => 0x1a00 + regions.len() as u64,
+            Event::Txn(event) => fold(0x1b00, event.tag()),
             Event::ClientLocates { client, .. } => 0x1800 + *client as u64,
         }
     }

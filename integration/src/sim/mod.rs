@@ -7,8 +7,8 @@
 //!
 //! `plan` draws everything from the seed, `scenario` has named plans; `world` is the loop; `driver` steps a store,
 //! `background` does its slow tasks, `recovery` starts it after a crash, `serve` answers its requests; `client` with
-//! `route`, `nemesis` and `placement` are the others in the world; `breakage` names the deliberate mistakes that the checkers
-//! must catch.
+//! `route`, `nemesis` and `placement` are the others in the world; `txn` has transactions, stores and clients both;
+//! `breakage` names the deliberate mistakes that the checkers must catch.
 //!
 //! Absent, on purpose: operating system time, threads, unordered maps, files, sockets.
 
@@ -32,6 +32,7 @@ pub mod scenario;
 pub mod serve;
 pub mod settled;
 pub mod store;
+pub mod txn;
 pub mod world;
 
 pub use breakage::Breakage;

@@ -304,6 +304,7 @@ impl World {
         }
         // False hints end when the hinted stores are heard of; orders are taken back by the scheduler.
         self.clients.calm_down(2);
+        self.calm_transactions();
         for client in 0..self.clients.len() {
             self.queue.push(self.now_ns + MS, Event::ClientWakes(client));
         }

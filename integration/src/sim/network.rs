@@ -120,6 +120,11 @@ impl Network {
         self.rng.chance(self.plan.client_loss) && !self.healed
     }
 
+    /// Whether a request of a client arrives twice.
+    pub fn doubles_request(&mut self) -> bool {
+        self.rng.chance(self.plan.duplicate) && !self.healed
+    }
+
     /// Whether this message is to take the way through the wire format.
     pub fn by_wire(&mut self) -> bool {
         self.rng.below(64) == 0

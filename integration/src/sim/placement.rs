@@ -119,10 +119,15 @@ impl Placement {
         self.cluster.as_ref()?.basic().regions().get(region_id).map(|r| &r.meta)
     }
 
-    /// The region that holds a key, and its leader, as the scheduler knows them.
+    /// The region that holds a key, in the form of bounds, and its leader, as the scheduler knows them.
     pub fn locate(&self, key: &[u8]) -> Option<(metapb::Region, Option<metapb::Peer>)> {
         let region = self.cluster.as_ref()?.basic().regions().by_key(key)?;
         Some((region.meta.clone(), region.leader))
+    }
+
+    /// What the leader's wall clock shows, milliseconds; `None` while nobody leads.
+    pub fn wall_ms(&self, now_ns: u64) -> Option<u64> {
+        self.cluster.as_ref().map(|_| self.now_ms(now_ns))
     }
 
     fn now_ms(&self, now_ns: u64) -> u64 {
@@ -281,7 +286,10 @@ impl World {
 
     /// Another scheduler begins to lead and asks all leaders of regions to report.
     pub fn on_scheduler_takes_over(&mut self) {
-        self.placement.ahead_ms = self.nemesis_rng.below(60_000);
+        // Locks live by the scheduler's clock: far ahead, they would outlive the run.
+        let ahead_max = if self.plan.txn.clients > 0 { 2_000 } else { 60_000 };
+        self.placement.ahead_ms = self.nemesis_rng.below(ahead_max);
+        self.txn.timestamps.take_over();
         let rng = &mut self.nemesis_rng;
         if let Err(error) = self.placement.take_over(self.now_ns, || rng.chance(0.8)) {
             return self.violate("scheduler", format!("restart: {error}"));

@@ -6,12 +6,14 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use kvproto::key::BoundaryForm;
 use kvproto::kvrpcpb::ApiVersion;
 use kvserver::raftstore::RaftConfig;
 use kvserver::raftstore::split_keys::SplitLimits;
 
 use super::clock::StoreClock;
 use super::rng::Rng;
+use super::txn::workload::Workload;
 
 /// Nanoseconds in a microsecond and a millisecond.
 pub const US: u64 = 1_000;
@@ -117,6 +119,21 @@ pub struct LoadPlan {
     pub interrupt: f64,
 }
 
+/// The load of transactions.
+#[derive(Clone, Debug)]
+pub struct TxnPlan {
+    pub workload: Workload,
+    pub clients: usize,
+    pub keys: u64,
+    pub think_ns: (u64, u64),
+    /// Out of 100 transactions: those that lock what they read, that want to commit asynchronously, in one phase.
+    pub pessimistic: u64,
+    pub async_commit: u64,
+    pub one_phase: u64,
+    /// Probability that a client dies instead of going on, at each step.
+    pub crash: f64,
+}
+
 /// All of it.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -134,6 +151,7 @@ pub struct Plan {
     pub disk: DiskPlan,
     pub faults: FaultPlan,
     pub load: LoadPlan,
+    pub txn: TxnPlan,
     pub scheduler_tick_ns: u64,
     pub store_heartbeat_ns: u64,
 }
@@ -163,6 +181,7 @@ impl Plan {
             disk: draw_disk(&mut rng),
             faults: draw_faults(&mut rng),
             load: draw_load(&mut rng),
+            txn: draw_transactions(seed),
             scheduler_tick_ns: rng.range(200, 1_000) * MS,
             store_heartbeat_ns: rng.range(200, 1_000) * MS,
         }
@@ -178,6 +197,23 @@ impl Plan {
                 ..(**raft).clone()
             };
             *raft = Arc::new(short);
+        }
+    }
+
+    /// How keys stand in the bounds of regions.
+    pub fn form(&self) -> BoundaryForm {
+        BoundaryForm::of_raw(self.raft[0].api)
+    }
+
+    /// Clients with this load of transactions, or none.
+    pub fn set_transactions(&mut self, workload: Option<Workload>, clients_die: bool) {
+        let mut rng = Rng::new(self.seed, 12);
+        self.txn.clients = if workload.is_some() { rng.range(2, 6) as usize } else { 0 };
+        self.txn.workload = workload.unwrap_or(self.txn.workload);
+        self.txn.crash = if clients_die { 0.003 + rng.share(0.02) } else { 0.0 };
+        let api = if workload.is_some() { ApiVersion::V2 } else { ApiVersion::V1 };
+        for raft in &mut self.raft {
+            *raft = Arc::new(RaftConfig { api, ..(**raft).clone() });
         }
     }
 
@@ -209,7 +245,7 @@ pub fn draw_drift(rng: &mut Rng) -> i64 {
 
 fn draw_raft(rng: &mut Rng, seed: u64, stores: usize) -> Vec<Arc<RaftConfig>> {
     let common = RaftConfig {
-        api: ApiVersion::V1,
+        api: if draws_transactions(seed) { ApiVersion::V2 } else { ApiVersion::V1 },
         seed,
         entry_cache_bytes_max: rng.log_range(512, 1 << 20) as usize,
         message_max_bytes: rng.log_range(64, 1 << 20),
@@ -310,5 +346,26 @@ fn draw_load(rng: &mut Rng) -> LoadPlan {
         noise: rng.range(0, 30),
         stale: rng.range(0, 3),
         interrupt: if rng.chance(0.4) { 0.0 } else { 0.2 },
+    }
+}
+
+/// Whether a seed's load has transactions.
+fn draws_transactions(seed: u64) -> bool {
+    seed.is_multiple_of(4)
+}
+
+fn draw_transactions(seed: u64) -> TxnPlan {
+    let mut rng = Rng::new(seed, 11);
+    let think = rng.log_range(3 * MS, 100 * MS);
+    let workload = [Workload::Bank, Workload::Registers, Workload::Lists, Workload::Skew][rng.index(4)];
+    TxnPlan {
+        workload,
+        clients: if draws_transactions(seed) { rng.range(2, 6) as usize } else { 0 },
+        keys: rng.range(2, 8),
+        think_ns: (think, think * rng.range(1, 5)),
+        pessimistic: if rng.chance(0.3) { 0 } else { rng.range(10, 90) },
+        async_commit: if rng.chance(0.3) { 0 } else { rng.range(30, 100) },
+        one_phase: if rng.chance(0.3) { 0 } else { rng.range(30, 100) },
+        crash: if rng.chance(0.4) { 0.0 } else { 0.002 + rng.share(0.02) },
     }
 }

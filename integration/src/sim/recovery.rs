@@ -7,7 +7,6 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use kvproto::key::BoundaryForm;
 use kvserver::raftstore::Shard;
 use kvserver::raftstore::apply::Applier;
 use kvserver::raftstore::bootstrap::Found;
@@ -27,11 +26,13 @@ use super::world::World;
 impl World {
     /// The store's process dies; with `power_cut` it takes with it what was not on the disk.
     pub fn crash(&mut self, store: usize, power_cut: bool) {
+        let life = self.stores[store].life();
         let Some(process) = self.stores[store].process.take() else { return };
         let s = &mut self.stores[store];
         s.lives += 1;
         s.paused_until_ns = 0;
-        let Process { shard, inbox, log_queue, writing, attempts, .. } = process;
+        let Process { shard, inbox, log_queue, writing, attempts, txn, .. } = process;
+        self.end_transactions(life, txn);
         // Callbacks answer when they are dropped; nobody listens any more.
         drop((shard, inbox));
         self.replies.lock().retain(|(life, _, _)| life.store != store);
@@ -105,8 +106,12 @@ impl World {
             self.check_state(store, f.meta.region.id)?;
         }
         let now = self.stores[store].mode.clock.read(self.now_ns);
+        let (life, views) = (self.stores[store].life(), Arc::new(ViewRegistry::default()));
+        let engine = Arc::new(self.stores[store].engine.clone());
+        let reader = RegionReader::new(self.stores[store].id, engine, views.clone(), LostStores::default());
+        let reader = Arc::new(reader);
+        let txn = self.txn_process(life, reader.clone());
         let s = &mut self.stores[store];
-        let views = Arc::new(ViewRegistry::default());
         let options = ShardOptions {
             config: self.plan.raft[store].clone(),
             store_id: s.id,
@@ -118,8 +123,9 @@ impl World {
         let shard = Shard::load(options, found, now, &mut out)?;
         s.process = Some(Process {
             shard,
-            applier: Applier::new(BoundaryForm::of_raw(self.plan.raft[store].api)),
-            reader: RegionReader::new(s.id, Arc::new(s.engine.clone()), views.clone(), LostStores::default()),
+            applier: Applier::new(self.plan.form()),
+            reader,
+            txn,
             views,
             inbox: VecDeque::new(),
             out: Output::default(),

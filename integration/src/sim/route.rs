@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use kvclient::region_cache::Region;
 use kvclient::request::retry::{Attempt, Failure, Next, decide};
-use kvproto::key::BoundaryForm;
 use kvproto::metapb;
 use kvserver::error::RegionError;
 use kvserver::server::convert;
@@ -42,10 +41,11 @@ impl World {
     /// The scheduler's answer reaches a client, if there is one.
     pub fn on_client_locates(&mut self, client: usize, attempt: u64) {
         let lost = self.network.loses_request();
-        let form = BoundaryForm::of_raw(self.plan.raft[0].api);
+        let form = self.plan.form();
         let c = &mut self.clients.clients[client];
         let Some(running) = c.running.as_mut().filter(|r| r.request.attempt == attempt) else { return };
-        let known = self.placement.locate(&running.request.key).filter(|_| !lost);
+        let bound = form.boundary(running.request.key.clone().into());
+        let known = self.placement.locate(&bound).filter(|_| !lost);
         let Some((meta, leader)) = known else {
             running.waits = false;
             return self.queue.push(self.now_ns + ASK_AGAIN_NS, Event::ClientWakes(client));

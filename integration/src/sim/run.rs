@@ -90,6 +90,12 @@ pub struct Summary {
     pub scheduler_changes: u64,
     pub snapshots: u64,
     pub orders: u64,
+    /// Transactions that committed, those that failed, and those whose client never learned which.
+    pub committed: u64,
+    pub aborted: u64,
+    pub unsettled: u64,
+    /// Transactional clients that died.
+    pub client_crashes: u64,
     /// Equal for equal runs.
     pub trace_hash: u64,
 }
@@ -151,11 +157,15 @@ fn run_world(options: RunOptions, at: &mut (u64, u64)) -> Result<Summary, (Class
     }
     step(&mut world, at)?;
     world.clients.check_histories().map_err(safety)?;
-    Ok(summary(&world))
+    let summary = summary(&world);
+    world.judge_transactions().map_err(safety)?;
+    Ok(summary)
 }
 
 fn summary(world: &World) -> Summary {
     let [operations, refused, unknown] = world.clients.counts;
+    let notes = world.txn.notes.lock();
+    let [committed, aborted, unsettled] = notes.counts();
     Summary {
         events: world.events,
         virtual_ms: world.now_ns / MS,
@@ -173,6 +183,10 @@ fn summary(world: &World) -> Summary {
         scheduler_changes: world.placement.changes,
         snapshots: world.snapshots_applied,
         orders: world.placement.orders,
+        committed,
+        aborted,
+        unsettled,
+        client_crashes: notes.crashes,
         trace_hash: world.trace_hash,
     }
 }

@@ -8,6 +8,7 @@ use kvserver::raftstore::split_keys::SplitLimits;
 use super::plan::{Fault, MS, Plan};
 use super::rng::Rng;
 use super::run::Summary;
+use super::txn::workload::Workload;
 
 /// How many clients there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +36,10 @@ pub enum Sight {
     Returns,
     SchedulerChanges,
     Splits,
+    /// Transactions that committed.
+    Commits,
+    /// Transactional clients that died.
+    ClientCrashes,
 }
 
 /// See the file's head.
@@ -49,8 +54,14 @@ pub struct Scenario {
     faults: &'static [(Fault, u64)],
     /// Faults in all.
     at_most: u64,
+    /// They follow each other closely.
+    often: bool,
     /// The log is kept so short that a follower which was away needs a snapshot.
     short_log: bool,
+    /// What transactional clients do; without it there are none.
+    transactions: Option<Workload>,
+    /// They die now and then.
+    clients_die: bool,
     /// Stores, from and to.
     stores: (u64, u64),
     /// Events before everything heals, unless another number is asked for.
@@ -67,7 +78,10 @@ const PLAIN: Scenario = Scenario {
     network: Network::Reliable,
     faults: &[],
     at_most: u64::MAX,
+    often: false,
     short_log: false,
+    transactions: None,
+    clients_die: false,
     stores: (3, 5),
     events: 12_000,
     sights: &[],
@@ -368,6 +382,116 @@ pub const SCENARIOS: &[Scenario] = &[
         ],
         ..PLAIN
     },
+    Scenario {
+        name: "txn_bank",
+        about: "transfers between accounts, nothing fails",
+        transactions: Some(Workload::Bank),
+        sights: &[Sight::Commits],
+        ..PLAIN
+    },
+    Scenario {
+        name: "txn_registers",
+        about: "read-modify-writes of several registers, nothing fails",
+        transactions: Some(Workload::Registers),
+        sights: &[Sight::Commits],
+        ..PLAIN
+    },
+    Scenario {
+        name: "txn_lists",
+        about: "appends to several lists, nothing fails",
+        transactions: Some(Workload::Lists),
+        sights: &[Sight::Commits],
+        ..PLAIN
+    },
+    Scenario {
+        name: "txn_skew",
+        about: "pairs of keys of which one is to stay set, some of them locked",
+        transactions: Some(Workload::Skew),
+        sights: &[Sight::Commits],
+        ..PLAIN
+    },
+    Scenario {
+        name: "txn_clients_die",
+        about: "clients die between any two steps of their transactions",
+        transactions: Some(Workload::Lists),
+        clients_die: true,
+        sights: &[Sight::Commits, Sight::ClientCrashes],
+        ..PLAIN
+    },
+    Scenario {
+        name: "txn_unreliable",
+        about: "requests get lost, doubled and late while clients die",
+        network: Network::Unreliable,
+        transactions: Some(Workload::Registers),
+        clients_die: true,
+        sights: &[Sight::Commits, Sight::ClientCrashes],
+        ..PLAIN
+    },
+    Scenario {
+        name: "txn_leader_changes",
+        about: "leadership is handed on again and again under transactions",
+        faults: &[(Fault::Transfer, 1)],
+        often: true,
+        transactions: Some(Workload::Lists),
+        sights: &[Sight::Commits, Sight::Elections],
+        ..PLAIN
+    },
+    Scenario {
+        name: "txn_recover",
+        about: "stores crash and start again under transactions, and clients die",
+        faults: RESTARTS,
+        transactions: Some(Workload::Bank),
+        clients_die: true,
+        sights: &[Sight::Commits, Sight::Crashes],
+        ..PLAIN
+    },
+    Scenario {
+        name: "txn_partitions_drift",
+        about: "the network is divided and clocks change their rates under transactions",
+        network: Network::Unreliable,
+        faults: &[(Fault::Partition, 3), (Fault::Drift, 1), (Fault::Pause, 1)],
+        transactions: Some(Workload::Lists),
+        sights: &[Sight::Commits, Sight::Partitions],
+        ..PLAIN
+    },
+    Scenario {
+        name: "txn_split_storm",
+        about: "regions are divided and led elsewhere under transactions",
+        faults: &[(Fault::Split, 3), (Fault::Transfer, 1)],
+        transactions: Some(Workload::Registers),
+        clients_die: true,
+        sights: &[Sight::Commits, Sight::Splits],
+        ..PLAIN
+    },
+    Scenario {
+        name: "txn_scheduler_changes",
+        about: "schedulers replace each other, and with them the source of timestamps",
+        faults: &[(Fault::Scheduler, 2), (Fault::Transfer, 1)],
+        transactions: Some(Workload::Bank),
+        clients_die: true,
+        sights: &[Sight::Commits, Sight::SchedulerChanges],
+        ..PLAIN
+    },
+    Scenario {
+        name: "txn_everything_together",
+        about: "transactions under every fault there is, over an unreliable network",
+        network: Network::Unreliable,
+        faults: EVERYTHING,
+        short_log: true,
+        transactions: Some(Workload::Lists),
+        clients_die: true,
+        events: 24_000,
+        stores: (4, 5),
+        sights: &[
+            Sight::Commits,
+            Sight::ClientCrashes,
+            Sight::Splits,
+            Sight::Crashes,
+            Sight::Partitions,
+            Sight::Snapshots,
+        ],
+        ..PLAIN
+    },
 ];
 
 impl Scenario {
@@ -393,9 +517,13 @@ impl Scenario {
         plan.disk.stall = 0.0;
         plan.faults.weights = self.faults.to_vec();
         plan.faults.at_most = self.at_most;
+        if self.often {
+            plan.faults.every_ns = (10 * MS, 60 * MS);
+        }
         if !self.faults.iter().any(|(fault, _)| *fault == Fault::Split) {
             plan.split = SplitLimits::default();
         }
+        plan.set_transactions(self.transactions, self.clients_die);
         if self.short_log {
             plan.keep_logs_short();
             plan.regions = 1;
@@ -423,6 +551,8 @@ impl Sight {
             Sight::Returns => run.returns,
             Sight::SchedulerChanges => run.scheduler_changes,
             Sight::Splits => run.splits,
+            Sight::Commits => run.committed,
+            Sight::ClientCrashes => run.client_crashes,
         }
     }
 }

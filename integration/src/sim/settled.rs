@@ -7,7 +7,7 @@
 use kvproto::metapb::{PeerRole, Region};
 
 use super::check::coverage;
-use super::store::Store;
+use super::store::{Process, Store};
 use super::world::World;
 
 impl World {
@@ -16,7 +16,11 @@ impl World {
         if let Some(why) = self.clients.unfinished() {
             return Some(why);
         }
-        let forgotten = |s: &&Store| s.process.as_ref().is_some_and(|p| !p.attempts.is_empty());
+        if let Some(why) = self.txn.unfinished() {
+            return Some(why);
+        }
+        let waits = |p: &Process| !p.attempts.is_empty() || !p.txn.is_idle();
+        let forgotten = |s: &&Store| s.process.as_ref().is_some_and(waits);
         if let Some(store) = self.stores.iter().find(forgotten) {
             return Some(format!("store {} has requests that it does not answer", store.id));
         }

@@ -21,6 +21,7 @@ use super::disk::SimLog;
 use super::event::Life;
 use super::plan::StoreMode;
 use super::serve::Attempt;
+use super::txn::serve::TxnProcess;
 
 /// What is there whether or not the process runs.
 pub struct Store {
@@ -45,7 +46,8 @@ pub struct Process {
     pub shard: Shard,
     pub applier: Applier,
     pub views: Arc<ViewRegistry>,
-    pub reader: RegionReader,
+    pub reader: Arc<RegionReader>,
+    pub txn: TxnProcess,
     pub inbox: VecDeque<Input>,
     pub out: Output,
     pub turn_scheduled: bool,

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use kvproto::key::BoundaryForm;
+use bytes::Bytes;
 use kvproto::metapb::{Peer, Region, RegionEpoch};
 use kvserver::engine::log_store::LogStore;
 use kvserver::engine::{Engine, EngineError};
@@ -26,6 +26,7 @@ use super::placement::Placement;
 use super::plan::{MS, Plan};
 use super::rng::{Rng, fold};
 use super::store::Store;
+use super::txn::TxnWorld;
 
 /// Checkers that remember.
 #[derive(Default)]
@@ -53,6 +54,7 @@ pub struct World {
     pub stores: Vec<Store>,
     pub placement: Placement,
     pub clients: Clients,
+    pub txn: TxnWorld,
     pub replies: Replies,
     pub checks: Checks,
     pub healed: bool,
@@ -84,7 +86,7 @@ impl World {
         let regions: Vec<Region> = (0..plan.regions)
             .map(|number| first_region(&plan, number, choose.below(count as u64) + 1))
             .collect();
-        let form = BoundaryForm::of_raw(plan.raft[0].api);
+        let form = plan.form();
         let lying = matches!(breakage, Breakage::AckBeforePersist | Breakage::LostEntries);
         let mut stores: Vec<Store> =
             plan.stores.iter().enumerate().map(|(i, mode)| Store::new(i, *mode, form, lying)).collect();
@@ -107,6 +109,7 @@ impl World {
             stores,
             placement: Placement::new(&plan, &regions)?,
             clients: Clients::new(&plan, stream(3)),
+            txn: TxnWorld::new(&plan),
             replies: Replies::default(),
             checks: Checks::default(),
             healed: false,
@@ -131,6 +134,7 @@ impl World {
         for client in 0..self.clients.len() {
             self.queue.push(200 * MS + client as u64 * MS, Event::ClientWakes(client));
         }
+        self.begin_transactions();
         self.queue.push(self.plan.scheduler_tick_ns, Event::SchedulerTick);
         self.queue.push(2_000 * MS, Event::Nemesis);
         self.queue.push(PROBE_NS, Event::Probe);
@@ -172,6 +176,7 @@ impl World {
             self.note(&event);
             self.happen(event);
         }
+        self.drive_transactions();
         self.broken.take().map_or(Ok(()), Err)
     }
 
@@ -185,6 +190,7 @@ impl World {
                 Some(*life)
             }
             Event::Flush(life) | Event::StoreHeartbeat(life) => Some(*life),
+            Event::Txn(event) => event.life(),
             _ => None,
         };
         if life.is_some_and(|life| self.is_past(life)) {
@@ -195,6 +201,7 @@ impl World {
             Event::RequestArrives { store, .. } => Some(*store),
             Event::SnapshotArrives(transit) => Some(transit.to),
             Event::Order { store, .. } => Some(*store),
+            Event::Txn(event) => event.store(),
             _ => life.map(|life| life.store),
         };
         if let Some(store) = store
@@ -237,6 +244,7 @@ impl World {
             Event::SchedulerTakesOver => self.on_scheduler_takes_over(),
             Event::Order { store, order } => self.on_order(store, *order),
             Event::Return(store) => self.on_return(store),
+            Event::Txn(event) => self.on_txn_event(event),
             Event::Nemesis => self.on_nemesis(),
             Event::Mend => self.network.mend_all(),
             Event::Probe => {
@@ -278,12 +286,16 @@ impl World {
 
 /// The region with this number, with its first peer.
 fn first_region(plan: &Plan, number: u64, store_id: u64) -> Region {
-    let bound =
-        |number: u64| if number == 0 || number == plan.regions { vec![] } else { vec![Plan::prefix(number)] };
+    let form = plan.form();
+    let bound = |number: u64| match number {
+        0 => Bytes::new(),
+        _ if number == plan.regions => Bytes::new(),
+        _ => form.boundary(vec![Plan::prefix(number)].into()),
+    };
     Region {
         id: FIRST_REGION + number,
-        start_key: bound(number).into(),
-        end_key: bound(number + 1).into(),
+        start_key: bound(number),
+        end_key: bound(number + 1),
         // As if it had come out of splits of the first one.
         region_epoch: Some(RegionEpoch { conf_ver: 1, version: plan.regions }),
         peers: vec![Peer { id: FIRST_REGION * 5 + number, store_id, ..Default::default() }],

@@ -4,8 +4,9 @@
 
 use std::collections::BTreeMap;
 
-use kvserver::engine::{Cf, Engine, EngineError, IterOptions};
+use kvserver::engine::{Engine, EngineError, IterOptions};
 use kvserver::raftstore::meta::region_view::RegionMeta;
+use kvserver::raftstore::runner::ranges;
 
 use super::{Verdict, broken};
 use crate::sim::rng::{fold, fold_bytes};
@@ -31,18 +32,21 @@ impl StateChecker {
 
 /// A hash of a region and all its data.
 pub fn hash_of(engine: &dyn Engine, meta: &RegionMeta) -> Result<u64, EngineError> {
-    let options = IterOptions { lower: meta.start.clone(), upper: meta.end.clone(), ..Default::default() };
-    let mut iter = engine.snapshot().iter(Cf::Raw, options)?;
+    let snapshot = engine.snapshot();
     let mut hash = fold(fold_bytes(fold_bytes(meta.version(), &meta.start), &meta.end), meta.conf_ver());
     for peer in &meta.region.peers {
         hash = fold(fold(hash, peer.id), peer.role as u64);
     }
-    iter.seek_to_first();
-    while iter.valid() {
-        hash = fold_bytes(fold_bytes(hash, iter.key()), iter.value());
-        iter.next();
+    for range in ranges::of_region(meta) {
+        let options = IterOptions { lower: range.start, upper: range.end, ..Default::default() };
+        let mut iter = snapshot.iter(range.cf, options)?;
+        iter.seek_to_first();
+        while iter.valid() {
+            hash = fold_bytes(fold_bytes(hash, iter.key()), iter.value());
+            iter.next();
+        }
+        iter.status()?;
     }
-    iter.status()?;
     Ok(hash)
 }
 
