@@ -5,16 +5,16 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use integration::cluster::by_hand::{ByHand, Draft};
-use integration::cluster::{ClusterError, ClusterOptions, ProcessCluster, Store, get, wait_until};
+use integration::cluster::{ClusterError, ClusterOptions, ProcessCluster, Store, get, send, wait_until};
 use kvclient::{Error, Timestamp, TransactionClient};
 use kvproto::kvrpcpb::{ApiVersion, MvccGetByKeyRequest};
 
 const SOON: Duration = Duration::from_secs(60);
 
-/// The safe point follows closely, and stores look all the time.
+/// Stores look all the time; the safe point follows closely as soon as it is let loose.
 fn eager() -> ClusterOptions {
     ClusterOptions {
-        scheduler_config: "[gc]\nlife-time = \"1s\"\nrun-interval = \"100ms\"\n".into(),
+        scheduler_config: "[gc]\nenable = false\nlife-time = \"3s\"\nrun-interval = \"100ms\"\n".into(),
         store_config: "[gc]\npoll-interval = \"100ms\"\nwalk-interval = \"200ms\"\n".into(),
         ..ClusterOptions::default()
     }
@@ -27,6 +27,13 @@ fn cleaning() -> ClusterOptions {
         store_config: "[gc]\nlock-cleaner-interval = \"200ms\"\n".into(),
         ..ClusterOptions::default()
     }
+}
+
+/// Lets the safe point move by itself.
+fn let_loose(cluster: &ProcessCluster) {
+    let body = r#"{"gc.enable": true}"#;
+    let reply = send(cluster.scheduler_address, "POST", "/pd/api/v1/config/schedule", body, SOON);
+    assert!(reply.as_ref().is_ok_and(|reply| reply.is_ok()), "{reply:?}");
 }
 
 /// The sum of a store's metric over all its labels.
@@ -106,6 +113,7 @@ async fn old_versions_go_from_every_store_once_the_safe_point_has_passed_them() 
     }
     put(&client, "dead", "x").await;
     delete(&client, "dead").await;
+    let_loose(&cluster);
 
     // The newest version and its value stay; of a deleted key nothing does.
     wait_records(&by_hand, "short", 1).await;
@@ -144,6 +152,7 @@ async fn a_barrier_keeps_what_was_visible_at_it() {
     for n in 0..10 {
         newest = put(&client, "k", n.to_string()).await;
     }
+    let_loose(&cluster);
     let at_barrier = backup_ts.physical_ms() as f64;
     let is_held = |store: &Store| metric(store, "kvasir_gc_safe_point_ms") == at_barrier;
     wait_on_all(&cluster, "the safe point at the barrier", is_held).expect("it moves as far as it may");
@@ -159,6 +168,46 @@ async fn a_barrier_keeps_what_was_visible_at_it() {
     assert!(matches!(client.snapshot(backup_ts).get("k").await, Err(Error::TooOld { .. })));
     let state = scheduler.gc_state().await.expect("the state");
     assert!(state.gc_safe_point >= newest && state.gc_safe_point <= state.txn_safe_point, "{state:?}");
+}
+
+/// The cleaner would leave them alone: their clients may be alive. The safe point does not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn transactions_older_than_the_life_time_are_ended_in_all_regions() {
+    let mut options = eager();
+    options.store_config += "lock-cleaner-interval = \"0s\"\n";
+    let cluster = ProcessCluster::start(options).expect("three stores");
+    let (client, by_hand) = clients(&cluster).await;
+    by_hand.regions().split(&by_hand.keys(&["g", "p"])).await.expect("three regions");
+    let reader = client.begin_optimistic().await.expect("a transaction");
+    let long = by_hand.begin("a").await.expect("a timestamp");
+    crash(&by_hand, &long, &[("a", "late"), ("k", "late"), ("z", "late")]).await;
+
+    let_loose(&cluster);
+    wait_locks(&client, |left| left == 0).await;
+    let commit_ts = by_hand.timestamp().await.expect("a timestamp");
+    let refused = by_hand.commit(long.start_ts, commit_ts, &["a"]).await.expect("an answer");
+    assert!(refused.error.is_some(), "it was rolled back");
+    let now = client.snapshot(client.current_timestamp().await.expect("a timestamp"));
+    for key in ["a", "k", "z"] {
+        assert_eq!(now.get(key).await.expect("a get"), None, "{key}");
+    }
+    let refused = reader.get("a").await.expect_err("it is as old as the other one");
+    assert!(matches!(refused, Error::TooOld { .. }), "{refused}");
+    // One that begins now has its time.
+    put(&client, "a", "fresh").await;
+}
+
+/// Waits until so many locks are left; returns their keys.
+async fn wait_locks(client: &TransactionClient, want: impl Fn(usize) -> bool) -> Vec<Bytes> {
+    let deadline = tokio::time::Instant::now() + SOON;
+    loop {
+        let locks = client.scan_locks(.., Timestamp::MAX, 100).await.expect("a look at the locks");
+        if want(locks.len()) {
+            return locks.into_iter().map(|lock| lock.key).collect();
+        }
+        assert!(tokio::time::Instant::now() < deadline, "{} locks are left", locks.len());
+        tokio::task::yield_now().await;
+    }
 }
 
 /// A client sends what `pairs` say for a transaction whose locks expire at once, and is never heard of again.
@@ -192,16 +241,7 @@ async fn locks_of_dead_clients_disappear_by_themselves() {
     let alive = by_hand.begin("k").await.expect("a timestamp");
     crash(&by_hand, &alive, &[("k", "waits")]).await;
 
-    let deadline = tokio::time::Instant::now() + SOON;
-    loop {
-        let locks = client.scan_locks(.., Timestamp::MAX, 100).await.expect("a look at the locks");
-        if locks.len() == 1 {
-            assert_eq!(locks[0].key, "k", "the one that lives stays");
-            break;
-        }
-        assert!(tokio::time::Instant::now() < deadline, "{} locks are left", locks.len());
-        tokio::task::yield_now().await;
-    }
+    assert_eq!(wait_locks(&client, |left| left == 1).await, ["k"], "the one that lives stays");
     let now = client.snapshot(client.current_timestamp().await.expect("a timestamp"));
     let expected = |kept: bool| kept.then_some(Bytes::from_static(b"kept"));
     assert_eq!(now.get("a").await.expect("a get").as_deref(), Some(&b"before"[..]));
