@@ -14,6 +14,8 @@ mod frames;
 mod kinds;
 #[path = "wire_txn/locks.rs"]
 mod locks;
+#[path = "wire_txn/moves.rs"]
+mod moves;
 #[path = "wire_txn/reads.rs"]
 mod reads;
 #[path = "wire_txn/refusals.rs"]

@@ -281,7 +281,7 @@ async fn add_one(txn: &mut Transaction, keys: &[String; 2]) -> Result<(), Error>
 
 /// Whether another transaction was in the way: by a newer version, or by a lock that stayed for longer than the client
 /// waits.
-fn is_passing(error: &Error) -> bool {
+pub(super) fn is_passing(error: &Error) -> bool {
     let locked = |error: &Error| matches!(error, Error::ResolveLockError(_));
     match error {
         Error::PessimisticLockError { inner, .. } => is_passing(inner),
