@@ -21,6 +21,9 @@ use crate::request::shard::Items;
 /// A transaction that has locked some of its keys waits this long for the others. It may be in a circle with
 /// pessimistic transactions, which wait for its locks, and no store knows that it waits.
 const HOLD_AND_WAIT: Duration = Duration::from_millis(500);
+/// The younger of two gives way to the older one, which may be waiting for it: of any circle one member does so at once.
+/// It loses little, since what the older one commits would be a conflict.
+const GIVE_WAY: Duration = Duration::from_millis(10);
 
 /// The commit of one transaction on its way.
 struct Drive {
@@ -131,28 +134,36 @@ impl Drive {
     }
 
     async fn resolve(&mut self, locks: Vec<LockInfo>) {
-        if self.committer.holds_locks() && self.holding_since.is_none() {
-            self.holding_since = Some(Instant::now());
-        }
-        let left = match self.holding_since {
-            Some(since) => HOLD_AND_WAIT.saturating_sub(since.elapsed()).min(self.waiting.left()),
-            None => self.waiting.left(),
-        };
         let first = locks.first().cloned();
-        let go_on = match self.shared.resolver.wait(locks, &self.waiting).await {
-            Ok(resolved) => match resolved.wait {
-                None => !self.waiting.left().is_zero(),
-                Some(wait) => self.waits.pause(wait, left).await,
-            },
+        let (met, wait) = match self.shared.resolver.wait(locks, &self.waiting).await {
+            Ok(resolved) => (resolved.alive.into_iter().min(), resolved.wait),
             Err(error) => {
                 tracing::debug!(txn = %self.start_ts, %error, "locks in the way stay");
-                self.waits.pause(Duration::MAX, left).await
+                (None, Some(Duration::MAX))
             }
+        };
+        let left = self.patience(met);
+        let go_on = match wait {
+            None => !self.waiting.left().is_zero(),
+            Some(wait) => self.waits.pause(wait, left).await,
         };
         match go_on {
             true => self.committer.on_resolved(),
             false => self.committer.on_stuck(first.as_ref()),
         }
+    }
+
+    /// How much longer to wait for locks of others; the oldest of them is `met`.
+    fn patience(&mut self, met: Option<Timestamp>) -> Duration {
+        if !self.committer.holds_locks() {
+            return self.waiting.left();
+        }
+        let since = *self.holding_since.get_or_insert_with(Instant::now);
+        let most = match met {
+            Some(met) if met < self.start_ts => GIVE_WAY,
+            _ => HOLD_AND_WAIT,
+        };
+        most.saturating_sub(since.elapsed()).min(self.waiting.left())
     }
 
     async fn commit_primary(&mut self) {
