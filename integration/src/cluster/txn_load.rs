@@ -338,6 +338,8 @@ impl Worker {
         };
         let fate = match &outcome {
             Ok(Some(ts)) => Fate::Committed(ts.get()),
+            // It only gave its locks back: there is no commit to date its reads by.
+            Ok(None) if open.locks => Fate::Aborted,
             Ok(None) => Fate::Committed(open.start_ts),
             Err(Error::Undetermined { .. }) => Fate::Unknown,
             Err(_) => Fate::Aborted,
