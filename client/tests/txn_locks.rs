@@ -159,6 +159,25 @@ async fn a_client_knows_what_it_has_committed() {
 }
 
 #[tokio::test]
+async fn a_commit_that_holds_locks_gives_way() {
+    let (cluster, client) = cluster().await;
+    let crash = Crash::new(&cluster, &client, &["z"]).await;
+    crash.prewrite(0..1);
+    for options in [TxnOptions::optimistic(), TxnOptions::optimistic().async_commit(false).one_phase(false)] {
+        let mut txn = client.begin(options).await.unwrap();
+        txn.put("a", "mine").await.unwrap();
+        txn.put("z", "mine").await.unwrap();
+        // It would wait much longer if it held nothing.
+        let error = txn.commit().await.unwrap_err();
+        assert!(matches!(error, Error::TxnAborted { .. }) && error.is_conflict(), "{error}");
+    }
+    eventually("its own locks stay", || cluster.world.txn.lock().locks() == 1).await;
+    pass_time(&cluster);
+    put(&client, "z", "mine").await;
+    no_locks(&cluster).await;
+}
+
+#[tokio::test]
 async fn an_abandoned_commit_cleans_up() {
     let (cluster, client) = cluster().await;
     let mut txn = client.begin(TxnOptions::optimistic().async_commit(false).one_phase(false)).await.unwrap();
