@@ -97,6 +97,22 @@ async fn scan_goes_on_where_a_store_cut_a_large_reply() {
 }
 
 #[tokio::test]
+async fn the_reader_of_a_scan_may_ask_for_what_the_scan_is_about_to_look_up() {
+    let (cluster, _) = alphabet(V2).await;
+    // A client that knows no region: the next page and the reader look up the same one.
+    let client = cluster.client().await;
+    let mut stream = client.scan(..).stream();
+    let mut read = Vec::new();
+    while let Some(pair) = stream.next().await {
+        read.push(pair.unwrap());
+        for first in ["h", "p"] {
+            assert_eq!(client.get(first).await.unwrap().unwrap(), first);
+        }
+    }
+    assert_eq!(read, pairs("abcdefghijklmnopqrstuvwxyz"));
+}
+
+#[tokio::test]
 async fn ranges_are_deleted_and_summed_across_regions() {
     let (cluster, client) = alphabet(V2).await;
     let sum = client.checksum("g".."r").await.unwrap();

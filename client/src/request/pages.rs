@@ -1,20 +1,22 @@
 //! Range scans: pages of one region each, the next one on its way while the current one is read.
 //!
 //! Invariant: the cursor only moves past keys that were yielded or ranges that a region said hold no more, so that
-//! splits and merges in the middle of a scan neither skip nor repeat a key.
+//! splits and merges in the middle of a scan neither skip nor repeat a key. A page is fetched by a task of its own: it may
+//! hold a look-up that other requests wait for, and must go on while the reader of the scan does something else.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use futures::Stream;
+use futures::{FutureExt as _, Stream};
 use kvproto::kvrpcpb::KvPair;
 use kvproto::limits::SCAN_CUT_BYTES;
+use tokio::task::JoinHandle;
 
 use super::plan::At;
 use super::shard::Span;
 use crate::bounds::successor;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::region_cache::Region;
 
 /// Servers of the field's protocol refuse larger pages.
@@ -115,28 +117,50 @@ impl Cursor {
     }
 }
 
+/// A page on its way; dropping it ends the task that fetches it.
+struct Fetch(JoinHandle<Result<Page>>);
+
+impl Drop for Fetch {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Fetch {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Page>> {
+        self.0.poll_unpin(cx).map(|ended| match ended {
+            Ok(page) => page,
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            Err(_) => Err(Error::Protocol("the runtime of the scan was shut down".to_string())),
+        })
+    }
+}
+
 /// A running scan: pairs with wire keys, in order. At most two pages are held in memory. Ends after the first error.
 pub(crate) struct Pages<S> {
     source: S,
     pairs: VecDeque<KvPair>,
-    next: Option<Pin<Box<dyn Future<Output = Result<Page>> + Send>>>,
+    /// Where the scan starts, until it is read for the first time: before that there need not be a runtime.
+    first: Option<Cursor>,
+    next: Option<Fetch>,
 }
 
 impl<S: PageSource> Pages<S> {
     pub(crate) fn new(source: S, cursor: Cursor) -> Pages<S> {
-        let mut pages = Pages { source, pairs: VecDeque::new(), next: None };
-        pages.fetch(Some(cursor));
-        pages
+        Pages { source, pairs: VecDeque::new(), first: Some(cursor), next: None }
     }
 
     fn fetch(&mut self, cursor: Option<Cursor>) {
-        self.next = cursor.map(|cursor| Box::pin(self.source.fetch(cursor)) as _);
+        self.next = cursor.map(|cursor| Fetch(tokio::spawn(self.source.fetch(cursor))));
     }
 
     /// Takes the next page if it is here, and asks for the one after it.
     fn poll_page(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool>> {
+        if let Some(first) = self.first.take() {
+            self.fetch(Some(first));
+        }
         let Some(next) = &mut self.next else { return Poll::Ready(Ok(false)) };
-        let page = match next.as_mut().poll(cx) {
+        let page = match next.poll(cx) {
             Poll::Pending => return Poll::Pending,
             Poll::Ready(page) => page,
         };
@@ -144,13 +168,6 @@ impl<S: PageSource> Pages<S> {
         let page = page?;
         self.pairs = page.pairs;
         self.fetch(page.next);
-        if let Some(next) = &mut self.next {
-            // The first poll sends the request; what comes of it is seen when this page is used up, unless the answer
-            // is an error at once, which a future keeps no trace of once it is ready.
-            if let Poll::Ready(page) = next.as_mut().poll(cx) {
-                self.next = Some(Box::pin(std::future::ready(page)));
-            }
-        }
         Poll::Ready(Ok(true))
     }
 }
