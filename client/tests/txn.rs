@@ -10,6 +10,7 @@ use bytes::Bytes;
 use common::{Cluster, eventually};
 use futures::StreamExt;
 use kvclient::{Config, Error, KvPair, Result, Timestamp, TransactionClient, TxnOptions};
+use kvproto::errorpb;
 use kvproto::kvrpcpb::ApiVersion::{V1, V2};
 
 fn pair(key: &str, value: &str) -> KvPair {
@@ -160,6 +161,35 @@ async fn inserts_need_absent_keys() {
     assert_eq!(latest(&client, "x").await.unwrap(), "3");
     assert_eq!(latest(&client, "k").await, None);
     no_locks(&cluster).await;
+}
+
+#[tokio::test]
+async fn a_refused_commit_is_sealed_only_when_a_late_copy_may_arrive() {
+    let (cluster, client) = cluster().await;
+    put(&client, &[("a", "1")]).await;
+    for (lost, seals) in [(&[][..], 0), (&["Prewrite"], 1)] {
+        *cluster.world.lose.lock() = lost.to_vec();
+        let mut txn = client.begin_optimistic().await.unwrap();
+        txn.insert("a", "2").await.unwrap();
+        assert!(matches!(txn.commit().await, Err(Error::AlreadyExists { .. })));
+        assert!(cluster.world.lose.lock().is_empty());
+        assert_eq!(seen(&cluster, "BatchRollback"), seals);
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_after_a_lost_answer_says_nothing_about_the_lost_one() {
+    let (cluster, client) = cluster().await;
+    put(&client, &[("a", "1")]).await;
+    let raft_entry_too_large = Some(errorpb::RaftEntryTooLarge::default());
+    let too_large = errorpb::Error { raft_entry_too_large, ..Default::default() };
+    let mut txn = client.begin_optimistic().await.unwrap();
+    txn.put("a", "2").await.unwrap();
+    *cluster.world.lose.lock() = vec!["Prewrite"];
+    cluster.world.refusals.lock().extend([None, Some(too_large)]);
+    let error = txn.commit().await.unwrap_err();
+    assert!(matches!(error, Error::Undetermined { .. }), "{error}");
+    assert_eq!(latest(&client, "a").await.unwrap(), "2", "the lost one has committed");
 }
 
 /// Adds one to the number at `key`.

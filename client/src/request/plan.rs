@@ -98,10 +98,12 @@ impl Call {
         self.final_error(timeout)
     }
 
+    /// What the caller learns of `error`: an attempt before it may have been executed.
     fn final_error(&self, error: Error) -> Error {
-        match self.unknown {
-            true => Error::Undetermined { cause: Box::new(error) },
-            false => error,
+        match error {
+            Error::Undetermined { .. } => error,
+            error if self.unknown => Error::Undetermined { cause: Box::new(error) },
+            error => error,
         }
     }
 
@@ -140,8 +142,16 @@ pub(crate) struct Executor {
 
 /// What became of a piece of work.
 enum Outcome<P, R> {
-    Done(P, R),
+    Done(Answer<P, R>),
     Again(P, Call),
+}
+
+/// A piece of work with its reply.
+pub(crate) struct Answer<P, R> {
+    pub(crate) piece: P,
+    pub(crate) reply: R,
+    /// It was sent before, and that copy of the request may still be executed.
+    pub(crate) has_late_copy: bool,
 }
 
 impl Executor {
@@ -201,9 +211,9 @@ impl Executor {
                 Some(region) => region,
                 None => Box::pin(self.locate(at, &mut call)).await?,
             };
-            match self.attempt(&mut call, &region, build(&region)).await? {
-                Some(reply) => return Ok((region, reply)),
-                None => continue,
+            let sent = self.attempt(&mut call, &region, build(&region)).await;
+            if let Some(reply) = sent.map_err(|error| call.final_error(error))? {
+                return Ok((region, reply));
             }
         }
     }
@@ -216,6 +226,17 @@ impl Executor {
         work: W,
         build: impl Fn(&W::Piece) -> Q + Send + Sync,
         mut on_reply: impl FnMut(W::Piece, Q::Reply) + Send,
+    ) -> Result<()> {
+        self.run_pieces(call, work, build, |answer| on_reply(answer.piece, answer.reply)).await
+    }
+
+    /// Like [`run_all`](Self::run_all), and tells of copies of requests that may still be on their way.
+    pub(crate) async fn run_pieces<W: Work, Q: StoreRequest>(
+        &self,
+        call: Call,
+        work: W,
+        build: impl Fn(&W::Piece) -> Q + Send + Sync,
+        mut on_answer: impl FnMut(Answer<W::Piece, Q::Reply>) + Send,
     ) -> Result<()> {
         let mut running = FuturesUnordered::new();
         let mut waiting = VecDeque::from([(work, call.part())]);
@@ -235,7 +256,7 @@ impl Executor {
             }
             match running.next().await {
                 None => return Ok(()),
-                Some(Ok(Outcome::Done(piece, reply))) => on_reply(piece, reply),
+                Some(Ok(Outcome::Done(answer))) => on_answer(answer),
                 Some(Ok(Outcome::Again(piece, part))) => waiting.push_back((W::again(piece), part)),
                 Some(Err(error)) => return Err(error),
             }
@@ -250,10 +271,11 @@ impl Executor {
         build: &(impl Fn(&P) -> Q + Sync),
     ) -> Result<Outcome<P, Q::Reply>> {
         let request = build(&piece);
-        Ok(match self.attempt(&mut call, &region, request).await? {
-            Some(reply) => Outcome::Done(piece, reply),
-            None => Outcome::Again(piece, call),
-        })
+        match self.attempt(&mut call, &region, request).await {
+            Ok(Some(reply)) => Ok(Outcome::Done(Answer { piece, reply, has_late_copy: call.unknown })),
+            Ok(None) => Ok(Outcome::Again(piece, call)),
+            Err(error) => Err(call.final_error(error)),
+        }
     }
 
     /// Sends `request`, which is for a store rather than a region, until that store has answered.
@@ -354,7 +376,7 @@ impl Executor {
             cause,
         };
         let (failure, cause) = match error {
-            SendError::Refused(message) => return Err(call.final_error(Error::Server(message))),
+            SendError::Refused(message) => return Err(Error::Server(message)),
             SendError::Mismatch => {
                 return Err(Error::Protocol("the answer does not fit the question".to_string()));
             }
@@ -380,7 +402,7 @@ impl Executor {
                 call.last = Some(error);
                 Err(call.give_up())
             }
-            error => Err(call.final_error(error)),
+            error => Err(error),
         }
     }
 
@@ -427,6 +449,11 @@ impl Executor {
 
     /// Asks the scheduler for a region that is not in the cache.
     async fn locate(&self, at: At<'_>, call: &mut Call) -> Result<Arc<Region>> {
+        let found = self.ask(at, call).await;
+        found.map_err(|error| call.final_error(error))
+    }
+
+    async fn ask(&self, at: At<'_>, call: &mut Call) -> Result<Arc<Region>> {
         let lookup = self.hasher.hash_one(at.key()) as usize % LOOKUPS;
         for attempt in 0.. {
             {
@@ -451,7 +478,7 @@ impl Executor {
                     }
                     Ok(None) => call.last = Some(missing(at)),
                     Err(error) if error.is_retryable() => call.last = Some(error),
-                    Err(error) => return Err(call.final_error(error)),
+                    Err(error) => return Err(error),
                 }
             }
             let pause = MISSING.delay(attempt, call.draw());

@@ -122,13 +122,16 @@ impl Drive {
 
     async fn prewrite(&mut self, writes: Vec<Write>) {
         let call = self.shared.executor.call(Access::Write);
-        let mut replies = Vec::new();
+        let mut answers = Vec::new();
         let committer = &self.committer;
         let build = |piece: &Vec<Write>| committer.prewrite(piece);
-        let add = |piece, reply| replies.push((piece, reply));
-        let sent = self.shared.executor.run_all(call, Items::new(writes), build, add).await;
-        for (piece, reply) in replies {
-            self.committer.on_prewrite(&piece, reply);
+        let add = |answer| answers.push(answer);
+        let sent = self.shared.executor.run_pieces(call, Items::new(writes), build, add).await;
+        for answer in answers {
+            if answer.has_late_copy {
+                self.committer.on_late_copy();
+            }
+            self.committer.on_prewrite(&answer.piece, answer.reply);
         }
         self.committer.on_prewritten(sent);
     }

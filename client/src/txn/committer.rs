@@ -7,7 +7,7 @@
 //! - a prewrite that may be committed by others (asynchronous, one-phase) and whose fate is unknown is never rolled
 //!   back: the answer is [`Error::Undetermined`];
 //! - before such a transaction is called failed, something permanent stands in the way of late copies of its
-//!   requests: a conflicting commit, or a rollback record ([`Action::Seal`]);
+//!   requests, if there may be any: a conflicting commit, or a rollback record ([`Action::Seal`]);
 //! - a one-phase request carries every write of the transaction, or is not one.
 
 use std::collections::VecDeque;
@@ -119,10 +119,12 @@ pub struct Committer {
     /// A store has committed everything.
     done_at: Option<Timestamp>,
     failure: Option<Error>,
-    /// Keys that were refused: nothing but a late copy of a request can lock them.
+    /// Keys that were refused, or not reached: nothing but a late copy of a request can lock them.
     refused: Vec<Bytes>,
     /// One request carried everything and was refused: nothing was written.
     untouched: bool,
+    /// Copies of prewrites may still be executed: they were sent, not answered, and sent again.
+    has_late_copies: bool,
     locks: Vec<LockInfo>,
     again: Vec<Write>,
     /// Some keys are prewritten.
@@ -156,6 +158,7 @@ impl Committer {
             failure: None,
             refused: Vec::new(),
             untouched: false,
+            has_late_copies: false,
             locks: Vec::new(),
             again: Vec::new(),
             holds: false,
@@ -249,8 +252,14 @@ impl Committer {
         }
     }
 
+    /// A prewrite was sent more than once, and a copy without an answer may still be executed: now or much later,
+    /// whatever the answer to the last copy says.
+    pub fn on_late_copy(&mut self) {
+        self.has_late_copies = true;
+    }
+
     /// All pieces of [`Action::Prewrite`] are answered, or `result` is why one of them is not: anything but
-    /// [`Error::Undetermined`] says that this one was certainly not executed.
+    /// [`Error::Undetermined`] says that this one was certainly not executed in this round.
     pub fn on_prewritten(&mut self, result: Result<()>) {
         match result {
             // A refusal says more: whatever became of the others, this piece is not locked.
@@ -260,6 +269,12 @@ impl Committer {
             }
             Ok(()) => self.prewritten(),
             Err(error @ Error::Undetermined { .. }) if self.others_may_commit() => self.decide(Err(error)),
+            Err(error) if self.needs_seal() => {
+                // A rollback record at any one key is enough.
+                self.refused = vec![self.primary.clone()];
+                self.failure = Some(error);
+                self.fail_refused();
+            }
             Err(error) => self.fail(error),
         }
     }
@@ -383,6 +398,11 @@ impl Committer {
         }
     }
 
+    /// A late copy of a prewrite could make the transaction one that others commit.
+    fn needs_seal(&self) -> bool {
+        self.others_may_commit() && self.has_late_copies
+    }
+
     fn others_may_commit(&self) -> bool {
         self.protocol == Protocol::Async || self.one_phase
     }
@@ -409,7 +429,7 @@ impl Committer {
     fn fail_refused(&mut self) {
         // What was committed after this transaction began stays so for every copy of the request.
         let lasting = matches!(self.failure, Some(Error::WriteConflict { .. }));
-        if self.others_may_commit() && !lasting {
+        if self.needs_seal() && !lasting {
             self.actions.push_back(Action::Seal(std::mem::take(&mut self.refused)));
         } else if let Some(failure) = self.failure.take() {
             self.fail(failure);

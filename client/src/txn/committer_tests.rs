@@ -45,6 +45,8 @@ enum Command {
         #[arg(key)]
         error: Option<String>,
     },
+    /// A prewrite was sent twice, and nobody knows what becomes of the first copy.
+    LateCopy,
     /// All pieces are answered; or one is not: end error=undetermined
     End {
         #[arg(key)]
@@ -251,6 +253,7 @@ impl goldenscript::Runner for Runner {
                 let piece = self.piece(keys);
                 self.committer.on_prewrite(&piece, reply);
             }
+            Command::LateCopy => committer.on_late_copy(),
             Command::End { error } => {
                 committer.on_prewritten(error.as_ref().map_or(Ok(()), |error| Err(transport(error))));
             }

@@ -7,7 +7,7 @@ pub mod scheduler;
 pub mod store;
 pub mod txn;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
@@ -17,7 +17,7 @@ use bytes::Bytes;
 use kvclient::{Config, RawClient, TransactionClient};
 use kvproto::key::{BoundaryForm, KeyCodec, KeyspaceId, Mode};
 use kvproto::kvrpcpb::ApiVersion;
-use kvproto::metapb;
+use kvproto::{errorpb, metapb};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -42,6 +42,8 @@ pub struct World {
     pub txn: Mutex<txn::Data>,
     /// Names of transactional requests whose next execution breaks the stream instead of an answer.
     pub lose: Mutex<Vec<&'static str>>,
+    /// What the next requests meet before they are executed, one after the other: a region error, or nothing.
+    pub refusals: Mutex<VecDeque<Option<errorpb::Error>>>,
     /// Commits are refused.
     pub no_commits: AtomicBool,
     /// Names of transactional requests that are not executed until the test says so.
@@ -75,6 +77,7 @@ impl World {
             data: Mutex::default(),
             txn: Mutex::default(),
             lose: Mutex::default(),
+            refusals: Mutex::default(),
             no_commits: AtomicBool::new(false),
             hold: Mutex::default(),
             seen: Mutex::default(),

@@ -67,6 +67,9 @@ impl Store {
     fn check(&self, context: Option<&Context>, keys: &[&Bytes]) -> Option<errorpb::Error> {
         let context = context.expect("every request has a context");
         assert_eq!(context.api_version(), self.world.api);
+        if let Some(Some(error)) = self.world.refusals.lock().pop_front() {
+            return Some(error);
+        }
         let (region_id, epoch) = (context.region_id, context.region_epoch.unwrap_or_default());
         let regions = self.world.regions.lock().clone();
         let mut error = errorpb::Error::default();

@@ -111,6 +111,8 @@ pub struct Caller {
     pub stores: usize,
     /// Requests that were refused or lost.
     pub refused: u64,
+    /// A request was answered of which another copy may still be carried out.
+    pub has_late_copies: bool,
 }
 
 impl Caller {
@@ -162,6 +164,7 @@ impl Caller {
             let of_piece: Vec<T> = piece.iter().map(|item| item.item.clone()).collect();
             let failed = match self.attempt(&view, make(machine, &of_piece)).await {
                 Ok(reply) => {
+                    self.has_late_copies |= piece.iter().any(|item| item.unknown);
                     on(machine, &of_piece, reply);
                     continue;
                 }

@@ -161,6 +161,7 @@ impl TxnWorld {
             patience_ns: self.plan.load.patience_ns,
             stores,
             refused: 0,
+            has_late_copies: false,
         };
         let session = Session { client, caller, notes: self.notes.clone(), plan: self.plan.clone() };
         let future = match client < self.plan.txn.clients {

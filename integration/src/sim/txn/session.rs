@@ -320,6 +320,7 @@ impl Session {
             match committer.next_action() {
                 Action::Prewrite(writes) => {
                     let items = writes.into_iter().map(|write| (write.mutation.key.clone(), write)).collect();
+                    self.caller.has_late_copies = false;
                     let done = self
                         .caller
                         .each(
@@ -330,6 +331,9 @@ impl Session {
                             Committer::on_prewrite,
                         )
                         .await;
+                    if self.caller.has_late_copies {
+                        committer.on_late_copy();
+                    }
                     committer.on_prewritten(done);
                 }
                 Action::Resolve(locks) => match self.resolve(locks.clone(), Asker::Wait, None).await {
