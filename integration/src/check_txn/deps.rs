@@ -3,7 +3,8 @@
 //! Lists give the whole order of a key's versions: every list that was seen or written holds all that came before it.
 //! Registers give a part of it: who reads a value and overwrites it comes next, and nothing comes before the absent
 //! value. Values must be unique per key, and a transaction's reads at its start are left out when it also read or
-//! wrote under locks of a later time: they show another instant.
+//! wrote under locks of a later time: they show another instant. Reads under locks count once their transaction is known
+//! to have committed: until then the locks may have been lost between two of them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -144,7 +145,8 @@ impl Inference<'_> {
                     if !written {
                         known.insert(*key, (seen.clone(), *ts));
                         self.look_at(at, *key, seen);
-                        if *ts > txn.start_ts || latest == txn.start_ts {
+                        let kept = *ts > txn.start_ts && txn.commit_ts().is_some();
+                        if kept || *ts == txn.start_ts && latest == txn.start_ts {
                             touched.entry(*key).or_default().seen = Some(seen.clone());
                         }
                     }
