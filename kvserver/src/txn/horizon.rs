@@ -14,37 +14,47 @@ use super::error::{TxnError, TxnResult};
 
 /// How much later than expected a timestamp may be before the oracle is asked, milliseconds.
 const SLACK_MS: u64 = 500;
+/// The longest time that the horizon moves by the clock alone, milliseconds: the oracle's clock may stand still.
+const ALONE_MS: u64 = 10_000;
 
 /// See the file's head.
 #[derive(Debug, Default)]
 pub struct Horizon {
-    /// The newest timestamp that the oracle gave us.
+    /// The newest timestamp that the oracle gave us; 0 before the first.
     known: AtomicU64,
-    /// When that was: nanoseconds of the clock that [`Timer::now`] reads.
-    at_ns: AtomicU64,
+    /// Until when the clock is trusted, and what it is to be read as: milliseconds of the oracle's wall clock less those
+    /// of [`Timer::now`]. Both are from one answer, and either is as good with the other of an earlier one.
+    alone_until_ms: AtomicU64,
+    ahead_ms: AtomicU64,
+}
+
+fn clock_ms(timer: &dyn Timer) -> u64 {
+    timer.now().0 / 1_000_000
 }
 
 impl Horizon {
     /// Notes an answer of the oracle.
     pub fn note(&self, ts: u64, timer: &dyn Timer) {
-        if self.known.fetch_max(ts, Ordering::AcqRel) < ts {
-            self.at_ns.store(timer.now().0, Ordering::Release);
-        }
+        let now_ms = clock_ms(timer);
+        let ahead_ms = Timestamp::new(ts).physical_ms().wrapping_sub(now_ms);
+        // In this order: nobody trusts the clock before it is known how it is to be read.
+        self.ahead_ms.store(ahead_ms, Ordering::SeqCst);
+        self.alone_until_ms.fetch_max(now_ms + ALONE_MS, Ordering::SeqCst);
+        self.known.fetch_max(ts, Ordering::SeqCst);
     }
 
-    /// What the oracle's wall clock should show now, milliseconds; 0 when it was never asked.
+    /// What the oracle's wall clock should show now, milliseconds; 0 when it was not asked lately.
     pub fn physical_ms(&self, timer: &dyn Timer) -> u64 {
-        let known = self.known.load(Ordering::Acquire);
-        if known == 0 {
+        let now_ms = clock_ms(timer);
+        if now_ms >= self.alone_until_ms.load(Ordering::SeqCst) {
             return 0;
         }
-        let passed = timer.now().0.saturating_sub(self.at_ns.load(Ordering::Acquire));
-        Timestamp::new(known).physical_ms() + passed / 1_000_000
+        now_ms.wrapping_add(self.ahead_ms.load(Ordering::SeqCst))
     }
 
     /// True when the oracle need not be asked about a timestamp.
     pub fn covers(&self, ts: u64, timer: &dyn Timer) -> bool {
-        if ts == u64::MAX || ts <= self.known.load(Ordering::Acquire) {
+        if ts == u64::MAX || ts <= self.known.load(Ordering::SeqCst) {
             return true;
         }
         let seen = self.physical_ms(timer);
@@ -126,5 +136,8 @@ mod tests {
         assert_eq!(horizon.physical_ms(&silent), 15_000);
         assert!(check(&horizon, ts(15_400), &silent).is_ok());
         assert!(matches!(check(&horizon, ts(15_600), &silent), Err(TxnError::Region(_))));
+        let later = At(0, 10_001);
+        assert!(matches!(check(&horizon, ts(15_400), &later), Err(TxnError::Region(_))), "too long alone");
+        assert!(check(&horizon, ts(10_000), &later).is_ok());
     }
 }

@@ -364,6 +364,11 @@ pub struct Turn {
 }
 
 impl Turn {
+    /// Whether the waiter was woken because this key was released.
+    pub fn is_for(&self, key: &Bytes) -> bool {
+        self.key.as_ref() == Some(key)
+    }
+
     /// Nobody else need be woken: the waiter has the lock, or waits for whoever has it, or its client comes back at
     /// once with a newer timestamp.
     pub fn settled(mut self) {

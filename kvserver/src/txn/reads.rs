@@ -13,7 +13,7 @@ use super::mvcc::rules::ReadRules;
 use super::mvcc::scan::{self, Scanned};
 use super::pairs::LongReply;
 use super::range::{Scan, in_region};
-use super::scheduler::{Txn, TxnCall};
+use super::scheduler::{Txn, TxnCall, UNBOUNDED};
 use crate::engine::ReadTier;
 use crate::storage::RegionSnapshot;
 
@@ -120,7 +120,7 @@ impl Txn {
         let ts = rules.ts;
         self.unless_too_old(ts, Ok(()))?;
         self.before_scan(&range.lower, &range.upper, ts).await?;
-        let found = self.read(&call.ctx, range.limit, move |at: &RegionSnapshot, tier| {
+        let found = self.read(&call.ctx, UNBOUNDED, move |at: &RegionSnapshot, tier| {
             let mut scanned = Scanned::default();
             scan::scan(at, tier, &range, &rules, long, &mut scanned)?;
             Ok(scanned)

@@ -14,7 +14,7 @@ use super::mvcc::LockKind;
 use super::mvcc::inspect::{self, KeyRecords};
 use super::mvcc::scan_lock::{self, LockKeys};
 use super::range::{in_region, not_in_region};
-use super::scheduler::{Txn, TxnCall};
+use super::scheduler::{Txn, TxnCall, UNBOUNDED};
 use crate::storage;
 
 impl Txn {
@@ -55,7 +55,8 @@ impl Txn {
         wants: impl Fn(LockKind, u64) -> bool + Send + 'static,
     ) -> TxnResult<LockKeys> {
         let page = RESOLVE_KEYS_MAX;
-        self.read(&call.ctx, page, move |at, tier| scan_lock::lock_keys(at, tier, &from, page, &wants)).await
+        self.read(&call.ctx, UNBOUNDED, move |at, tier| scan_lock::lock_keys(at, tier, &from, page, &wants))
+            .await
     }
 
     /// The locks of transactions that began at or before `max_ts`, in the part of `[start, end)` that lies in the region,
@@ -69,7 +70,7 @@ impl Txn {
         limit: usize,
     ) -> TxnResult<Vec<LockInfo>> {
         self.before_scan(&start, &end, max_ts).await?;
-        self.read(&call.ctx, limit, move |at, tier| {
+        self.read(&call.ctx, UNBOUNDED, move |at, tier| {
             scan_lock::scan_lock(at, tier, (&start, &end), max_ts, limit)
         })
         .await
@@ -86,8 +87,7 @@ impl Txn {
 
     /// The first key of the region on which a transaction has left something, with everything about it.
     pub async fn records_of(&self, call: &TxnCall, start_ts: u64) -> TxnResult<Option<(Bytes, KeyRecords)>> {
-        // Far too much to read in the caller's task.
-        self.read(&call.ctx, usize::MAX, move |at, tier| inspect::by_start_ts(at, tier, start_ts)).await
+        self.read(&call.ctx, UNBOUNDED, move |at, tier| inspect::by_start_ts(at, tier, start_ts)).await
     }
 
     /// Removes everything that transactions have left in `[start, end)`; an empty `end` is open. The range must lie in the

@@ -42,6 +42,8 @@ use crate::storage::{self, RegionContext, RegionSnapshot, Storage};
 const LATCH_SLOTS: usize = 4096;
 /// Up to so many keys a command is decided in the caller's task if all it needs is in memory.
 const INLINE_KEYS: usize = 256;
+/// The number of keys of a walk: it may pass by any number before it finds one, so it is done in the read pool.
+pub(super) const UNBOUNDED: usize = usize::MAX;
 /// Pause before the oracle is asked again, and how long a prewrite waits for it, milliseconds.
 const ORACLE_PAUSE_MS: u64 = 50;
 const ORACLE_PATIENCE_MS: u64 = 1_500;
@@ -168,7 +170,8 @@ impl Txn {
     ) -> TxnResult<C::Answer> {
         let guard = self.latches.acquire(keys.iter().map(|key| &key[..])).await;
         let command = Arc::new(command);
-        let (at, done) = self.decide(call, &keys, &command).await?;
+        let (guard, decided) = self.decide(call, &keys, &command, guard).await;
+        let (at, done) = decided?;
         self.write(call, &at, done, guard).await
     }
 
@@ -179,18 +182,49 @@ impl Txn {
         for key in &keys {
             self.keys.key(call.api, key)?;
         }
+        command.check_named(&|key| Ok(self.keys.key(call.api, key)?))?;
         self.safe_points.check(command.begins_at())?;
         self.horizon.check(command.newest_ts(), &*self.oracle, &*self.timer).await?;
         Ok(keys)
     }
 
-    /// Takes a snapshot and lets the command decide. The caller holds its latches.
+    /// Takes a snapshot and lets the command decide. `guard` has its latches; they stay with the decision wherever that
+    /// is made, even when the client hangs up meanwhile, and come back with it. `None` when nothing was decided.
     pub(super) async fn decide<C: Command>(
         &self,
         call: &TxnCall,
         keys: &[Bytes],
         command: &Arc<C>,
-    ) -> TxnResult<(RegionSnapshot, Done<C::Answer>)> {
+        guard: Guard,
+    ) -> (Option<Guard>, TxnResult<(RegionSnapshot, Done<C::Answer>)>) {
+        let at = match self.snapshot_for(call, keys, &**command).await {
+            Ok(at) => at,
+            Err(error) => return (Some(guard), Err(error)),
+        };
+        let begins_at = command.begins_at();
+        let (max_ts, command) = (self.max_ts.clone(), command.clone());
+        let process = move |at: &RegionSnapshot, tier| {
+            let mut cx = Cx { reader: Reader::new(&at.snapshot, tier), max_ts: &max_ts };
+            command.process(&mut cx)
+        };
+        let (guard, done) = self.read_holding(at.clone(), keys.len(), guard, process).await;
+        let done = self.unless_too_old(begins_at, done).and_then(|done| match done.write.bytes() {
+            bytes if bytes > self.write_bytes_max => {
+                let (region_id, bytes) = (call.ctx.region_id, bytes as u64);
+                Err(RegionError::RaftEntryTooLarge { region_id, bytes }.into())
+            }
+            _ => Ok((at, done)),
+        });
+        (guard, done)
+    }
+
+    /// The snapshot that a command decides on.
+    async fn snapshot_for<C: Command>(
+        &self,
+        call: &TxnCall,
+        keys: &[Bytes],
+        command: &C,
+    ) -> TxnResult<RegionSnapshot> {
         let at = storage::snapshot(&*self.storage, &call.ctx).await?;
         for key in keys {
             in_region(&at.region, key)?;
@@ -198,19 +232,7 @@ impl Txn {
         if command.needs_synced_max_ts() {
             self.sync_max_ts(&at).await?;
         }
-        let begins_at = command.begins_at();
-        let (max_ts, command) = (self.max_ts.clone(), command.clone());
-        let process = move |at: &RegionSnapshot, tier| {
-            let mut cx = Cx { reader: Reader::new(&at.snapshot, tier), max_ts: &max_ts };
-            command.process(&mut cx)
-        };
-        let done = self.read_at(at.clone(), keys.len(), process).await;
-        let done = self.unless_too_old(begins_at, done)?;
-        if done.write.bytes() > self.write_bytes_max {
-            let (region_id, bytes) = (call.ctx.region_id, done.write.bytes() as u64);
-            return Err(RegionError::RaftEntryTooLarge { region_id, bytes }.into());
-        }
-        Ok((at, done))
+        Ok(at)
     }
 
     /// Replicates what a command decided, and answers when it is visible.
@@ -219,7 +241,7 @@ impl Txn {
         call: &TxnCall,
         at: &RegionSnapshot,
         done: Done<A>,
-        guard: Guard,
+        guard: Option<Guard>,
     ) -> TxnResult<A> {
         let Done { write, answer, released, memory } = done;
         if write.is_empty() {
@@ -260,7 +282,8 @@ impl Txn {
         let mut patience = Patience { start_ts, since, deadline: since.plus_ms(wait_ms), turn: None };
         loop {
             let guard = self.latches.acquire(keys.iter().map(|key| &key[..])).await;
-            let error = match self.decide(call, &keys, &command).await {
+            let (guard, decided) = self.decide(call, &keys, &command, guard).await;
+            let error = match decided {
                 Ok((at, done)) => {
                     let answer = self.write(call, &at, done, guard).await?;
                     patience.settle();
@@ -284,7 +307,12 @@ impl Txn {
 
     /// Waits until it is worth looking again; false when it is not any more. `guard` has the latches under which the
     /// lock was found.
-    async fn wait_for(&self, locked: &[LockInfo], patience: &mut Patience, guard: Guard) -> TxnResult<bool> {
+    async fn wait_for(
+        &self,
+        locked: &[LockInfo],
+        patience: &mut Patience,
+        guard: Option<Guard>,
+    ) -> TxnResult<bool> {
         let now = self.timer.now();
         let Some(info) = locked.first().filter(|_| now < patience.deadline) else { return Ok(false) };
         let dies_ms = Timestamp::new(info.lock.start_ts).physical_ms().saturating_add(info.lock.ttl);
@@ -297,7 +325,10 @@ impl Txn {
         let wait = Wait { key: key.clone(), start_ts, lock_ts, since, deadline };
         let waiting = self.waits.wait(wait, now);
         drop(guard);
-        patience.settle();
+        if patience.turn.as_ref().is_some_and(|turn| turn.is_for(&key)) {
+            patience.settle();
+        }
+        patience.turn = None;
         let Some(waiting) = waiting else { return Ok(false) };
         let edge =
             Edge { detector: &*self.detector, entry: WaitEntry { txn: start_ts, wait_for: lock_ts, key } };
@@ -417,24 +448,44 @@ impl Txn {
         T: Send + 'static,
         F: Fn(&RegionSnapshot, ReadTier) -> TxnResult<T> + Send + 'static,
     {
+        self.read_holding(at, keys, (), f).await.1
+    }
+
+    /// The same, with something that is held until `f` has ended, wherever that runs and whether or not anybody waits for
+    /// it. It comes back with the result, unless there is none.
+    async fn read_holding<T, F, G>(
+        &self,
+        at: RegionSnapshot,
+        keys: usize,
+        held: G,
+        f: F,
+    ) -> (Option<G>, TxnResult<T>)
+    where
+        T: Send + 'static,
+        F: Fn(&RegionSnapshot, ReadTier) -> TxnResult<T> + Send + 'static,
+        G: Send + 'static,
+    {
         if keys <= INLINE_KEYS {
             match f(&at, ReadTier::Cache) {
                 Err(TxnError::Engine(EngineError::NotCached)) => {}
-                done => return done,
+                done => return (Some(held), done),
             }
         }
         let (tx, rx) = oneshot::channel();
         let accepted = self.pool.offload(Box::new(move || {
-            // Nobody listens when the client hung up.
+            // Nobody listens when the client hung up. What was decided goes before what is held for it.
             if !tx.is_canceled() {
-                drop(tx.send(f(&at, ReadTier::All)));
+                drop(tx.send((f(&at, ReadTier::All), held)));
             }
         }));
         if !accepted {
             let reason = "too many reads wait for the disk".into();
-            return Err(RegionError::ServerIsBusy { reason }.into());
+            return (None, Err(RegionError::ServerIsBusy { reason }.into()));
         }
-        rx.await.unwrap_or(Err(TxnError::Stopping))
+        match rx.await {
+            Ok((done, held)) => (Some(held), done),
+            Err(_) => (None, Err(TxnError::Stopping)),
+        }
     }
 }
 

@@ -71,12 +71,17 @@ impl Command for AcquirePessimisticLock {
         self.start_ts
     }
 
+    fn check_named(&self, check: &dyn Fn(&[u8]) -> TxnResult<()>) -> TxnResult<()> {
+        check(&self.primary)
+    }
+
     fn newest_ts(&self) -> u64 {
         newest([self.start_ts, self.for_update_ts, self.min_commit_ts])
     }
 
     fn process(&self, cx: &mut Cx<'_>) -> TxnResult<Done<Acquired>> {
         super::check_start_ts(self.start_ts)?;
+        super::check_binding_ts([self.for_update_ts, self.min_commit_ts])?;
         if self.for_update_ts < self.start_ts {
             let Self { start_ts, for_update_ts, .. } = self;
             let text =

@@ -91,6 +91,16 @@ pub fn check_start_ts(start_ts: u64) -> TxnResult<()> {
     }
 }
 
+/// Refuses [`u64::MAX`] where a timestamp binds the transaction: nothing commits at the end of time.
+pub fn check_binding_ts<const N: usize>(timestamps: [u64; N]) -> TxnResult<()> {
+    if timestamps.contains(&u64::MAX) {
+        return Err(TxnError::Invalid(
+            "no transaction commits at the end of time, or locks keys for it".into(),
+        ));
+    }
+    Ok(())
+}
+
 /// Refuses a commit timestamp that is none for a transaction of `start_ts`.
 pub fn check_commit_ts(start_ts: u64, commit_ts: u64) -> TxnResult<()> {
     if start_ts < commit_ts && commit_ts < u64::MAX {
@@ -111,6 +121,14 @@ pub trait Command: Send + Sync + 'static {
 
     /// Wire keys that it reads and then writes: their latches are held, and all must lie in the region.
     fn keys(&self) -> Vec<Bytes>;
+
+    /// Shows other wire keys that its locks will name: they must be keys that can be looked up later.
+    ///
+    /// # Errors
+    /// What `check` says about one of them.
+    fn check_named(&self, _check: &dyn Fn(&[u8]) -> TxnResult<()>) -> TxnResult<()> {
+        Ok(())
+    }
 
     /// True when it chooses a commit timestamp by what readers have seen: then the largest timestamp must cover what
     /// earlier leaders of the region have read.

@@ -302,7 +302,7 @@ impl Prewrite {
         let guard = cx.max_ts.lock(checked.passed.iter().map(bare));
         let least = cx.max_ts.get().max(self.start_ts).max(self.for_update_ts).saturating_add(1);
         let ts = least.max(self.min_commit_ts).max(checked.floor).max(checked.locked_before.unwrap_or(0));
-        if self.max_commit_ts > 0 && ts > self.max_commit_ts {
+        if ts == u64::MAX || (self.max_commit_ts > 0 && ts > self.max_commit_ts) {
             return None;
         }
         guard.set_min_commit_ts(ts);
@@ -358,6 +358,11 @@ impl Command for Prewrite {
         self.mutations.iter().map(|m| m.key.clone()).collect()
     }
 
+    fn check_named(&self, check: &dyn Fn(&[u8]) -> TxnResult<()>) -> TxnResult<()> {
+        check(&self.primary)?;
+        self.secondaries.iter().flatten().try_for_each(|key| check(key))
+    }
+
     fn needs_synced_max_ts(&self) -> bool {
         self.secondaries.is_some() || self.try_one_pc
     }
@@ -372,6 +377,7 @@ impl Command for Prewrite {
 
     fn process(&self, cx: &mut Cx<'_>) -> TxnResult<Done<Prewritten>> {
         super::check_start_ts(self.start_ts)?;
+        super::check_binding_ts([self.for_update_ts, self.min_commit_ts])?;
         let mut checked = Checked::default();
         let is_write = |m: &&Mutation| m.op != MutationOp::CheckNotExists;
         for m in self.mutations.iter().filter(is_write) {

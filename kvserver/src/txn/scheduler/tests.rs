@@ -85,6 +85,9 @@ impl Storage for Store {
 struct World {
     ts: AtomicU64,
     asked: AtomicU64,
+    /// Work waits in `jobs` until a test does it.
+    slow: std::sync::atomic::AtomicBool,
+    jobs: Mutex<Vec<Box<dyn FnOnce() + Send>>>,
 }
 
 impl Oracle for World {
@@ -107,7 +110,10 @@ impl Timer for World {
 
 impl Offload for World {
     fn offload(&self, job: Box<dyn FnOnce() + Send>) -> bool {
-        job();
+        match self.slow.load(Ordering::SeqCst) {
+            true => self.jobs.lock().push(job),
+            false => job(),
+        }
         true
     }
 }
@@ -125,7 +131,7 @@ fn bench(ts: u64) -> Bench {
     let region = Arc::new(RegionMeta { region, start: Bytes::new(), end: Bytes::new() });
     let engine = MemEngine::new();
     let store = Store { engine, region, term: 1.into(), hold: false.into(), held: Mutex::default() };
-    let (store, world) = (Arc::new(store), Arc::new(World { ts: ts.into(), asked: 0.into() }));
+    let (store, world) = (Arc::new(store), Arc::new(World { ts: ts.into(), ..World::default() }));
     let safe_points: Arc<SafePoints> = Arc::default();
     let txn = Txn::new(TxnParts {
         storage: store.clone(),
@@ -286,6 +292,46 @@ fn a_client_that_hangs_up_releases_nothing_early() {
     assert!((&mut second).now_or_never().is_none(), "its own write is held back now");
     b.store.release();
     assert!(now(second).is_ok());
+}
+
+#[test]
+fn a_client_that_hangs_up_while_its_command_is_read_for_releases_nothing_early() {
+    let b = bench(100);
+    b.world.slow.store(true, Ordering::SeqCst);
+    let mut large = one_phase("k", 10);
+    let filler = large.mutations[0].clone();
+    large
+        .mutations
+        .extend((0..2 * INLINE_KEYS).map(|n| Mutation { key: format!("l{n}").into(), ..filler.clone() }));
+    let mut first = b.run(large);
+    assert!((&mut first).now_or_never().is_none(), "it is in the read pool");
+    drop(first);
+    let mut second = b.run(one_phase("k", 20));
+    assert!((&mut second).now_or_never().is_none(), "the latches stay with the work");
+    let jobs = std::mem::take(&mut *b.world.jobs.lock());
+    jobs.into_iter().for_each(|job| job());
+    assert_eq!(now(second).unwrap().one_pc_commit_ts, 101);
+}
+
+#[test]
+fn timestamps_and_keys_that_would_bind_for_ever_are_refused() {
+    let b = bench(100);
+    let base = prewrite("k", 10);
+    let secondaries = Some(vec![]);
+    let long = Bytes::from(vec![b'k'; 9_000]);
+    let bad = [
+        Prewrite { min_commit_ts: u64::MAX, secondaries: secondaries.clone(), ..base.clone() },
+        Prewrite { min_commit_ts: u64::MAX, try_one_pc: true, ..base.clone() },
+        Prewrite { for_update_ts: u64::MAX, ..base.clone() },
+        Prewrite { primary: long.clone(), ..base.clone() },
+        Prewrite { secondaries: Some(vec![long]), ..base.clone() },
+        Prewrite { secondaries: Some(vec![Bytes::new()]), ..base },
+    ];
+    for command in bad {
+        let refused = now(b.run(command.clone()));
+        assert!(matches!(refused, Err(TxnError::Invalid(_) | TxnError::Key(_))), "{command:?}: {refused:?}");
+    }
+    assert!(!b.has(Cf::Lock, "k", None));
 }
 
 #[test]
