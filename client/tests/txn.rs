@@ -114,6 +114,30 @@ async fn several_regions_commit_together() {
 }
 
 #[tokio::test]
+async fn a_flush_waits_for_what_goes_on_after_the_answer() {
+    let (cluster, client) = cluster().await;
+    client.flush().await.unwrap();
+    cluster.world.hold.lock().push("Commit");
+    put(&client, &[("a", "1"), ("z", "1")]).await;
+    assert_eq!(cluster.world.txn.lock().locks(), 2, "the commit was answered before");
+    let mut flush = std::pin::pin!(client.flush());
+    assert!(futures::poll!(flush.as_mut()).is_pending());
+    cluster.world.hold.lock().clear();
+    flush.await.unwrap();
+    assert_eq!(cluster.world.txn.lock().locks(), 0);
+
+    cluster.world.hold.lock().push("PessimisticRollback");
+    let mut txn = client.begin_pessimistic().await.unwrap();
+    txn.put("a", "2").await.unwrap();
+    drop(txn);
+    let mut flush = std::pin::pin!(client.flush());
+    assert!(futures::poll!(flush.as_mut()).is_pending());
+    cluster.world.hold.lock().clear();
+    flush.await.unwrap();
+    assert_eq!(cluster.world.txn.lock().locks(), 0);
+}
+
+#[tokio::test]
 async fn stores_that_promise_no_timestamp_get_two_phases() {
     let (cluster, client) = cluster().await;
     cluster.world.txn.lock().plain_only = true;

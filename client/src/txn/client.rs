@@ -1,6 +1,7 @@
 //! The transactional client: begins transactions and snapshots, and runs closures as transactions.
 //!
-//! Owns nothing but what all its clones share: the executor, the lock resolver, and how user keys become wire keys.
+//! Owns nothing but what all its clones share: the executor, the lock resolver, how user keys become wire keys, and the
+//! work that goes on after its transactions have been answered.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -9,6 +10,7 @@ use bytes::Bytes;
 use kvproto::key::{KeyCodec, Mode};
 use kvproto::limits::MAX_KEY_BYTES;
 use kvproto::ts::Timestamp;
+use tokio::sync::watch;
 
 use super::lock_resolver::LockResolver;
 use super::options::TxnOptions;
@@ -29,9 +31,28 @@ pub(super) struct Shared {
     pub(super) executor: Arc<Executor>,
     pub(super) resolver: LockResolver,
     pub(super) codec: KeyCodec,
+    /// How many ended transactions have locks left that are on their way out.
+    background: watch::Sender<usize>,
 }
 
 impl Shared {
+    fn new(executor: Arc<Executor>, codec: KeyCodec) -> Shared {
+        let background = watch::Sender::new(0);
+        Shared { resolver: LockResolver::new(executor.clone()), executor, codec, background }
+    }
+
+    /// Does what nobody waits for but [`TransactionClient::flush`]. Outside a runtime it is not done: locks are left to
+    /// the next who meets them.
+    pub(super) fn in_background(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        self.background.send_modify(|running| *running += 1);
+        let running = Running(self.background.clone());
+        runtime.spawn(async move {
+            let _running = running;
+            work.await;
+        });
+    }
+
     pub(super) fn wire_key(&self, key: Bytes) -> Result<Bytes> {
         if key.len() > MAX_KEY_BYTES {
             return Err(Error::KeyTooLarge { size: key.len(), limit: MAX_KEY_BYTES });
@@ -46,6 +67,15 @@ impl Shared {
     /// An error whose keys are wire keys, as the application is told.
     pub(super) fn user_error(&self, error: Error) -> Error {
         error.in_user_keys(self.codec)
+    }
+}
+
+/// Work in the background, counted until it ends in whatever way.
+struct Running(watch::Sender<usize>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.send_modify(|running| *running -= 1);
     }
 }
 
@@ -81,9 +111,7 @@ impl TransactionClient {
         config: Config,
     ) -> Result<TransactionClient> {
         let (executor, codec) = connect(endpoints, config, Mode::Txn).await?;
-        let executor = Arc::new(executor);
-        let resolver = LockResolver::new(executor.clone());
-        Ok(TransactionClient { shared: Arc::new(Shared { executor, resolver, codec }) })
+        Ok(TransactionClient { shared: Arc::new(Shared::new(Arc::new(executor), codec)) })
     }
 
     /// The scheduler connection under this client, for cluster information.
@@ -123,6 +151,18 @@ impl TransactionClient {
     /// latest data, which costs no timestamp; several reads then need not fit together.
     pub fn snapshot(&self, ts: Timestamp) -> Snapshot {
         Snapshot::new(self.shared.clone(), ts)
+    }
+
+    /// Waits until all transactions that have ended, of this client and its clones, have no locks left. They are answered
+    /// before: their last locks go in the background. A program that exits at once leaves those to whoever meets them, who
+    /// waits for the time that they have to live; one that calls this first does not. Fails after [`Config::timeout`].
+    pub async fn flush(&self) -> Result<()> {
+        let most = self.shared.executor.config().timeout;
+        let mut background = self.shared.background.subscribe();
+        match tokio::time::timeout(most, background.wait_for(|running| *running == 0)).await {
+            Ok(_) => Ok(()),
+            Err(_) => Err(Error::Timeout { after: most, last: None }),
+        }
     }
 
     /// Runs `work` as an optimistic transaction and commits it; see [`run_with`](Self::run_with).

@@ -45,10 +45,8 @@ impl Drop for Guard {
         let Some(mut drive) = self.0.take() else { return };
         drive.committer.on_abandoned();
         tracing::warn!(txn = %drive.start_ts, "a commit was abandoned half-way; its outcome is not known");
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            let next = drive.committer.next_action();
-            runtime.spawn(drive.finish(next));
-        }
+        let next = drive.committer.next_action();
+        drive.shared.clone().in_background(drive.finish(next));
     }
 }
 
@@ -92,7 +90,7 @@ pub(super) async fn commit(
         }
         match next {
             Action::Finished => {}
-            next => drop(tokio::spawn(drive.finish(next))),
+            next => shared.in_background(drive.finish(next)),
         }
     }
     outcome

@@ -357,9 +357,7 @@ impl Transaction {
             return;
         }
         let (shared, start_ts, at) = (self.shared.clone(), self.start_timestamp(), self.for_update_ts);
-        // Outside a runtime the locks are left to their time to live.
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
-        runtime.spawn(async move {
+        self.shared.in_background(async move {
             if let Err(error) = locking::unlock(&shared, start_ts, at, keys).await {
                 tracing::debug!(txn = %start_ts, %error, "locks are left to the next who meets them");
             }

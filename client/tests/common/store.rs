@@ -53,6 +53,7 @@ fn name_of(command: &Cmd) -> &'static str {
         Cmd::Prewrite(_) => "Prewrite",
         Cmd::Commit(_) => "Commit",
         Cmd::PessimisticLock(_) => "PessimisticLock",
+        Cmd::PessimisticRollback(_) => "PessimisticRollback",
         Cmd::ResolveLock(_) => "ResolveLock",
         _ => "other",
     }
