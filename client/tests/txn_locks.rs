@@ -334,3 +334,33 @@ async fn a_store_resolves_locks_of_all_keyspaces() {
     assert_eq!(resolved.rolled_back, [Timestamp::new(live.start_ts)]);
     assert_eq!(cluster.world.txn.lock().locks(), 0);
 }
+
+#[tokio::test]
+async fn locks_that_are_taken_after_a_wait_live_as_long_as_others() {
+    let (cluster, client) = cluster().await;
+    let crash = Crash::new(&cluster, &client, &["a"]).await;
+    crash.prewrite(0..1);
+    let mut txn = client.begin_pessimistic().await.unwrap();
+    let locking = tokio::spawn(async move { txn.lock_keys(["a"]).await.map(|()| txn) });
+    let grows = || matches!(&cluster.world.txn.lock().asked_ttls[..], [first, .., last] if last > first);
+    eventually("later requests ask for no longer life", grows).await;
+    pass_time(&cluster);
+    locking.await.unwrap().unwrap().rollback().await.unwrap();
+    no_locks(&cluster).await;
+}
+
+#[tokio::test]
+async fn heart_beats_wait_for_the_first_lock_of_a_commit() {
+    let (cluster, _) = cluster().await;
+    let timeout = Duration::from_secs(20);
+    let client = cluster.txn_client_with(Config { timeout, ..Config::default() }).await;
+    let crash = Crash::new(&cluster, &client, &["a"]).await;
+    crash.prewrite(0..1);
+    let mut txn = client.begin_optimistic().await.unwrap();
+    txn.put("a", "new").await.unwrap();
+    let commit = tokio::spawn(async move { txn.commit().await });
+    let beats = || cluster.world.seen.lock().iter().filter(|seen| **seen == "TxnHeartBeat").count();
+    eventually("heart beats end before there is a lock", || beats() >= 2).await;
+    pass_time(&cluster);
+    commit.await.unwrap().unwrap().unwrap();
+}

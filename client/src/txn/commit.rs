@@ -10,7 +10,7 @@ use kvproto::ts::Timestamp;
 
 use super::client::Shared;
 use super::committer::{Action, Committer, Plan, Write};
-use super::keep_alive::Pulse;
+use super::keep_alive::{BEATS_PER_LIFE, Pulse, whole_ms};
 use super::key_error::Refusal;
 use super::snapshot::LockWaits;
 use crate::error::{Error, Result};
@@ -30,6 +30,8 @@ struct Drive {
     shared: Arc<Shared>,
     committer: Committer,
     start_ts: Timestamp,
+    /// When the start timestamp was handed out.
+    began: Instant,
     /// Bounds the wait for locks of others.
     waiting: Call,
     waits: LockWaits,
@@ -50,31 +52,35 @@ impl Drop for Guard {
     }
 }
 
-/// Commits `writes` as planned; `began` is when the start timestamp was handed out.
+/// Commits `writes` as planned; `began` is when the start timestamp was handed out. The caller keeps pessimistic locks
+/// alive meanwhile.
 pub(super) async fn commit(
     shared: &Arc<Shared>,
     plan: Plan,
     writes: Vec<Write>,
     began: Instant,
 ) -> Result<Option<Timestamp>> {
-    let (start_ts, elapsed_ms) = (plan.start_ts, plan.elapsed_ms);
+    let (start_ts, is_kept_alive) = (plan.start_ts, plan.primary.is_some());
     let drive = Drive {
         shared: shared.clone(),
         committer: Committer::new(plan, writes),
         start_ts,
+        began,
         waiting: shared.executor.call(Access::Write),
         waits: LockWaits::new(),
         holding_since: None,
     };
-    let ttl = Duration::from_millis(drive.committer.lock_ttl_ms() - elapsed_ms);
-    let pulse =
-        Pulse { shared: shared.clone(), start_ts, primary: drive.committer.primary().clone(), began, ttl };
+    let (primary, ttl) =
+        (drive.committer.primary().clone(), Duration::from_millis(drive.committer.lock_ttl_ms()));
     let mut guard = Guard(None);
     let drive = guard.0.insert(drive);
     let outcome = {
         let beats = async {
-            pulse.beat().await;
-            // Without a lock to prolong there is only the commit to wait for.
+            // The heart beats of pessimistic locks go on by themselves.
+            if !is_kept_alive {
+                tokio::time::sleep(ttl / BEATS_PER_LIFE).await;
+                Pulse { shared: shared.clone(), start_ts, primary, began, ttl }.beat().await;
+            }
             std::future::pending::<()>().await;
         };
         tokio::select! {
@@ -122,7 +128,8 @@ impl Drive {
         let call = self.shared.executor.call(Access::Write);
         let mut answers = Vec::new();
         let committer = &self.committer;
-        let build = |piece: &Vec<Write>| committer.prewrite(piece);
+        let began = self.began;
+        let build = |piece: &Vec<Write>| committer.prewrite(piece, whole_ms(began.elapsed()));
         let add = |answer| answers.push(answer);
         let sent = self.shared.executor.run_pieces(call, Items::new(writes), build, add).await;
         for answer in answers {

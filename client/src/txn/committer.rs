@@ -63,8 +63,6 @@ pub struct Plan {
     pub async_commit: bool,
     /// Prewrite and commit in one request, when one takes it all.
     pub one_phase: bool,
-    /// Time since `start_ts` was handed out, in ms: locks live from then on.
-    pub elapsed_ms: u64,
 }
 
 /// What to do next. Each is answered by the methods it names before [`Committer::next_action`] is called again.
@@ -146,7 +144,7 @@ impl Committer {
         let is_async = plan.async_commit && all_lock && small;
         let bytes: usize = writes.iter().map(Keyed::size).sum();
         Committer {
-            ttl_ms: lock_ttl_ms(bytes) + plan.elapsed_ms,
+            ttl_ms: lock_ttl_ms(bytes),
             primary,
             protocol: if is_async { Protocol::Async } else { Protocol::TwoPhase },
             one_phase: plan.one_phase && !keys.is_empty(),
@@ -180,13 +178,14 @@ impl Committer {
         &self.primary
     }
 
-    /// How long its locks live, counted from the physical part of the start timestamp, in ms.
+    /// How long its locks live after the prewrite or a heart beat, in ms.
     pub fn lock_ttl_ms(&self) -> u64 {
         self.ttl_ms
     }
 
-    /// The request that prewrites `piece`, which lies in one region.
-    pub fn prewrite(&self, piece: &[Write]) -> PrewriteRequest {
+    /// The request that prewrites `piece`, which lies in one region, `elapsed_ms` after the start timestamp was handed
+    /// out: stores count the life of locks from then on, and copies and repetitions are made later.
+    pub fn prewrite(&self, piece: &[Write], elapsed_ms: u64) -> PrewriteRequest {
         let pessimistic = self.plan.primary.is_some();
         let action = |write: &Write| match write.locked {
             true => PessimisticAction::DoPessimisticCheck.into(),
@@ -199,13 +198,13 @@ impl Committer {
             false => Vec::new(),
         };
         let start_ts = self.plan.start_ts;
-        let now_ms = start_ts.physical_ms() + self.plan.elapsed_ms;
+        let now_ms = start_ts.physical_ms() + elapsed_ms;
         let after = start_ts.max(self.plan.for_update_ts);
         PrewriteRequest {
             mutations: piece.iter().map(|write| write.mutation.clone()).collect(),
             primary_lock: self.primary.clone(),
             start_version: start_ts.get(),
-            lock_ttl: self.ttl_ms,
+            lock_ttl: self.ttl_ms + elapsed_ms,
             pessimistic_actions: if pessimistic { piece.iter().map(action).collect() } else { Vec::new() },
             txn_size: piece.len() as u64,
             for_update_ts: self.plan.for_update_ts.get(),

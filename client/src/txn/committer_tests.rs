@@ -31,8 +31,12 @@ enum Command {
     },
     /// Shows what to do now, and after it until the user is waited for.
     Next,
-    /// Shows the prewrite request of these keys.
-    Prewrite(Vec<String>),
+    /// Shows the prewrite request of these keys, so long after the transaction began.
+    Prewrite {
+        keys: Vec<String>,
+        #[arg(key)]
+        elapsed_ms: Option<u64>,
+    },
     /// A store answers the prewrite of these keys.
     Prewritten {
         keys: Vec<String>,
@@ -176,7 +180,6 @@ impl Runner {
             primary: primary.clone().map(Bytes::from),
             async_commit: wants("async"),
             one_phase: wants("one_phase"),
-            elapsed_ms: 0,
         };
         let locked = primary.is_some();
         let writes = writes.iter().map(|text| write(text, locked)).collect::<Result<Vec<_>, _>>()?;
@@ -194,8 +197,8 @@ impl Runner {
         *self = Runner::new(plan, (0..count).map(write).collect());
     }
 
-    fn show_prewrite(&self, keys: &[String]) -> String {
-        let request = self.committer.prewrite(&self.piece(keys));
+    fn show_prewrite(&self, keys: &[String], elapsed_ms: u64) -> String {
+        let request = self.committer.prewrite(&self.piece(keys), elapsed_ms);
         let mut out = format!("primary {}", String::from_utf8_lossy(&request.primary_lock));
         for (flag, name) in [(request.use_async_commit, "async"), (request.try_one_pc, "one-phase")] {
             if flag {
@@ -234,7 +237,9 @@ impl goldenscript::Runner for Runner {
                     break;
                 }
             },
-            Command::Prewrite(keys) => writeln!(out, "{}", self.show_prewrite(keys))?,
+            Command::Prewrite { keys, elapsed_ms } => {
+                writeln!(out, "{}", self.show_prewrite(keys, elapsed_ms.unwrap_or(0)))?;
+            }
             Command::Prewritten { keys, min, one_pc, locked, error } => {
                 let first = keys.first().ok_or("name the keys")?;
                 let lock = |key: &String| {

@@ -1,6 +1,7 @@
 //! Heart beats: prolong the life of a transaction's primary lock while its client is at work.
 //!
-//! Owns the task that sends them; it ends with the handle, or when the store says that the lock is gone.
+//! Owns the task that sends them; it ends with the handle, or when the store says that the lock is gone. It may begin
+//! before there is a lock.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,6 +13,14 @@ use kvproto::ts::Timestamp;
 use super::client::Shared;
 use crate::request::plan::At;
 use crate::request::retry::Access;
+
+/// Heart beats in the life of a lock: one may be lost or late, and a lock may be taken some time after it was asked for.
+pub(super) const BEATS_PER_LIFE: u32 = 3;
+
+/// Whole milliseconds.
+pub(super) fn whole_ms(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
 
 /// What a heart beat needs to know.
 #[derive(Clone)]
@@ -35,34 +44,42 @@ impl Drop for KeepAlive {
 }
 
 impl KeepAlive {
-    /// Starts heart beats in a task of their own.
+    /// Starts heart beats in a task of their own, the first one after a part of the lock's life.
     pub(super) fn start(pulse: Pulse) -> KeepAlive {
-        KeepAlive(tokio::spawn(pulse.beat()).abort_handle())
+        let task = async move {
+            tokio::time::sleep(pulse.ttl / BEATS_PER_LIFE).await;
+            pulse.beat().await;
+        };
+        KeepAlive(tokio::spawn(task).abort_handle())
     }
 }
 
 impl Pulse {
-    /// Sends a heart beat each half of the lock's life; returns when the lock is gone.
+    /// Sends heart beats; returns when a lock that was there is gone.
     pub(super) async fn beat(self) {
+        let mut found = false;
         loop {
-            tokio::time::sleep(self.ttl / 2).await;
             let life = self.began.elapsed() + self.ttl;
             let build = |_: &_| TxnHeartBeatRequest {
                 primary_lock: self.primary.clone(),
                 start_version: self.start_ts.get(),
-                advise_lock_ttl: u64::try_from(life.as_millis()).unwrap_or(u64::MAX),
+                advise_lock_ttl: whole_ms(life),
                 ..TxnHeartBeatRequest::default()
             };
             let executor = &self.shared.executor;
             match executor.run(executor.call(Access::Write), At::Key(&self.primary), build).await {
+                Ok((_, reply)) if reply.error.is_some() && !found => {
+                    tracing::debug!(txn = %self.start_ts, "no lock to keep alive yet");
+                }
                 Ok((_, reply)) if reply.error.is_some() => {
                     tracing::debug!(txn = %self.start_ts, "no lock is left to keep alive");
                     return;
                 }
-                Ok(_) => {}
+                Ok(_) => found = true,
                 // The next one may get through before the lock's time is over.
                 Err(error) => tracing::debug!(txn = %self.start_ts, %error, "heart beat failed"),
             }
+            tokio::time::sleep(self.ttl / BEATS_PER_LIFE).await;
         }
     }
 }

@@ -3,13 +3,14 @@
 //! Invariant: when a call fails, the locks it took are gone, or the transaction is marked as broken and its end
 //! removes them.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use kvproto::kvrpcpb::*;
 use kvproto::ts::Timestamp;
 
 use super::client::Shared;
+use super::keep_alive::whole_ms;
 use super::key_error::{Refusal, key_locked};
 use super::snapshot::LockWaits;
 use crate::error::{ConflictReason, Error, Result};
@@ -49,7 +50,10 @@ pub(super) struct Locking<'a> {
     pub(super) for_update_ts: Timestamp,
     /// Conflicts are errors: the transaction has read the keys at its start.
     pub(super) strict: bool,
-    pub(super) ttl_ms: u64,
+    /// When the start timestamp was handed out: stores count the life of locks from then on.
+    pub(super) began: Instant,
+    /// How long a lock lives after the request that takes it.
+    pub(super) ttl: Duration,
     /// Longest wait for locks of others.
     pub(super) wait: Duration,
     pub(super) return_values: bool,
@@ -127,7 +131,8 @@ impl Locking<'_> {
     /// The time that a request lets the store wait, in ms; negative for none.
     fn wait_ms(&self, left: Duration) -> i64 {
         let patience = self.shared.executor.config().attempt_timeout;
-        let most = patience.saturating_sub(ANSWER_MARGIN).max(patience / 2);
+        // A lock that is taken after the wait has lived so long already.
+        let most = patience.saturating_sub(ANSWER_MARGIN).max(patience / 2).min(self.ttl / 2);
         match left.min(most).as_millis() {
             0 => -1,
             ms => i64::try_from(ms).unwrap_or(i64::MAX),
@@ -148,7 +153,7 @@ impl Locking<'_> {
             mutations: piece.iter().map(mutation).collect(),
             primary_lock: self.primary.clone(),
             start_version: self.start_ts.get(),
-            lock_ttl: self.ttl_ms,
+            lock_ttl: whole_ms(self.began.elapsed() + self.ttl),
             for_update_ts: self.for_update_ts.get(),
             is_first_lock: self.is_first,
             wait_timeout,

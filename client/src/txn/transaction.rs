@@ -226,7 +226,6 @@ impl Transaction {
             primary: self.primary.take(),
             async_commit: self.options.async_commit,
             one_phase: self.options.one_phase,
-            elapsed_ms: self.elapsed_ms(),
         };
         let writes = std::mem::take(&mut self.buffer).into_writes();
         let outcome = commit::commit(&self.shared, plan, writes, self.began).await;
@@ -251,10 +250,6 @@ impl Transaction {
 
     fn check_running(&self) -> Result<()> {
         if self.ended { Err(Error::TxnEnded(self.start_timestamp())) } else { Ok(()) }
-    }
-
-    fn elapsed_ms(&self) -> u64 {
-        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
     fn user_pairs(&self, mut found: Vec<(Bytes, Bytes)>) -> Result<Vec<KvPair>> {
@@ -297,8 +292,9 @@ impl Transaction {
             keys.iter().any(|key| read.contains(key))
         };
         let primary = self.primary.clone().unwrap_or(first);
-        let ttl_ms = self.elapsed_ms() + self.options.lock_ttl.as_millis() as u64;
         let shared = self.shared.clone();
+        // The call may take its first lock long before its last.
+        let fresh_pulse = self.primary.is_none().then(|| self.start_pulse(primary.clone()));
         let mut locking = Locking {
             shared: &shared,
             start_ts: self.start_timestamp(),
@@ -306,7 +302,8 @@ impl Transaction {
             is_first: self.primary.is_none() && keys.len() == 1,
             for_update_ts: if strict { self.start_timestamp() } else { self.for_update_ts },
             strict,
-            ttl_ms,
+            began: self.began,
+            ttl: self.options.lock_ttl,
             wait: self.options.lock_wait.unwrap_or(shared.executor.config().timeout),
             return_values,
         };
@@ -314,7 +311,9 @@ impl Transaction {
             Ok(locked) => {
                 self.for_update_ts = self.for_update_ts.max(locking.for_update_ts);
                 keys.into_iter().for_each(|key| self.buffer.set_locked(key));
-                self.set_primary(primary);
+                // The first lock is held: the transaction lives as long as it does.
+                self.primary = Some(primary);
+                self.keep_alive = self.keep_alive.take().or(fresh_pulse);
                 Ok(locked)
             }
             Err(error) => {
@@ -328,19 +327,14 @@ impl Transaction {
         }
     }
 
-    /// The first lock is held: the transaction lives as long as it does.
-    fn set_primary(&mut self, primary: Bytes) {
-        if self.primary.is_some() {
-            return;
-        }
-        self.keep_alive = Some(KeepAlive::start(Pulse {
+    fn start_pulse(&self, primary: Bytes) -> KeepAlive {
+        KeepAlive::start(Pulse {
             shared: self.shared.clone(),
             start_ts: self.start_timestamp(),
-            primary: primary.clone(),
+            primary,
             began: self.began,
             ttl: self.options.lock_ttl,
-        }));
-        self.primary = Some(primary);
+        })
     }
 
     /// Ends the transaction without a commit; its locks go in the background.

@@ -39,6 +39,8 @@ pub struct Data {
     max_ts: u64,
     /// Answer asynchronous and one-phase prewrites with plain locks.
     pub plain_only: bool,
+    /// The lives that pessimistic lock requests asked for, in ms.
+    pub asked_ttls: Vec<u64>,
 }
 
 enum Record {
@@ -323,6 +325,7 @@ impl Data {
     }
 
     pub fn pessimistic_lock(&mut self, q: &PessimisticLockRequest) -> PessimisticLockResponse {
+        self.asked_ttls.push(q.lock_ttl);
         let mut reply = PessimisticLockResponse::default();
         for mutation in &q.mutations {
             let key = &mutation.key;

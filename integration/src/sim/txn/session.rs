@@ -312,7 +312,6 @@ impl Session {
             primary: open.primary.clone(),
             async_commit: self.caller.rng.below(100) < self.plan.txn.async_commit,
             one_phase: self.caller.rng.below(100) < self.plan.txn.one_phase,
-            elapsed_ms: (self.now_ns() - open.started_ns) / MS,
         };
         let mut committer = Committer::new(plan, writes);
         let mut committed = false;
@@ -321,13 +320,14 @@ impl Session {
                 Action::Prewrite(writes) => {
                     let items = writes.into_iter().map(|write| (write.mutation.key.clone(), write)).collect();
                     self.caller.has_late_copies = false;
+                    let elapsed_ms = (self.now_ns() - open.started_ns) / MS;
                     let done = self
                         .caller
                         .each(
                             &mut committer,
                             items,
                             Access::Write,
-                            Committer::prewrite,
+                            |committer, piece| Committer::prewrite(committer, piece, elapsed_ms),
                             Committer::on_prewrite,
                         )
                         .await;
