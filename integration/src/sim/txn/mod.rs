@@ -59,8 +59,8 @@ pub enum TxnEvent {
     Timestamp { asker: oneshot::Sender<Option<u64>>, answer: Option<u64> },
     /// The scheduler's answer about a key.
     Located { asker: oneshot::Sender<Option<Region>>, key: bytes::Bytes },
-    /// A request reaches a store.
-    Arrives { store: usize, call: u64, cmd: Box<Cmd> },
+    /// A request reaches a store, or does so once more.
+    Arrives { store: usize, call: u64, cmd: Box<Cmd>, again: bool },
     /// A client hears of its request.
     Heard { call: u64, heard: Heard },
     /// A client that died is back.
@@ -248,11 +248,11 @@ impl World {
             // The second one may come when the transaction is long over.
             let late = if self.txn.rng.chance(0.7) { 0 } else { self.txn.rng.log_range(10 * MS, 6_000 * MS) };
             let at = self.now_ns + self.network.latency() * 3 + late;
-            self.queue.push(at, Event::Txn(TxnEvent::Arrives { store, call, cmd: cmd.clone() }));
+            self.queue.push(at, Event::Txn(TxnEvent::Arrives { store, call, cmd: cmd.clone(), again: true }));
         }
         if !self.network.loses_request() {
             let at = self.now_ns + self.network.latency();
-            self.queue.push(at, Event::Txn(TxnEvent::Arrives { store, call, cmd }));
+            self.queue.push(at, Event::Txn(TxnEvent::Arrives { store, call, cmd, again: false }));
         }
     }
 
@@ -281,7 +281,9 @@ impl World {
                     known.and_then(|(meta, leader)| Region::new(meta, leader.as_ref(), None, form).ok());
                 drop(asker.send(region));
             }
-            TxnEvent::Arrives { store, call, cmd } => self.on_call(store, call, cmd),
+            // Once all is healed nothing comes twice any more, however long ago it was sent.
+            TxnEvent::Arrives { again: true, .. } if self.healed => {}
+            TxnEvent::Arrives { store, call, cmd, .. } => self.on_call(store, call, cmd),
             TxnEvent::Heard { call, heard } => {
                 if let Some(waits) = self.txn.calls.remove(&call) {
                     drop(waits.send(heard));

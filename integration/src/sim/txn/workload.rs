@@ -13,6 +13,8 @@ use crate::sim::plan::MS;
 pub const DEPOSIT: u64 = 100;
 /// Locks in one page of the last search.
 const PAGE: u32 = 8;
+/// Longest time that a message takes, or a request waits for a lock, nanoseconds.
+const UNDER_WAY_NS: u64 = 3_000 * MS;
 /// Between two looks at whether the others are done, nanoseconds.
 const LOOK_NS: u64 = 100 * MS;
 
@@ -165,6 +167,8 @@ impl Session {
         while !self.notes.lock().is_done() {
             self.caller.port.sleep(LOOK_NS).await;
         }
+        // Requests of clients that died may still be under way, or wait for locks.
+        self.caller.port.sleep(UNDER_WAY_NS).await;
         loop {
             match self.clean_once().await {
                 Ok(0) => break,
