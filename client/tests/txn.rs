@@ -420,6 +420,18 @@ async fn what_was_only_read_is_not_overwritten_unseen() {
 }
 
 #[tokio::test]
+async fn an_insert_of_a_locked_key_sees_what_the_lock_saw() {
+    let (cluster, client) = cluster().await;
+    let mut txn = client.begin_pessimistic().await.unwrap();
+    assert_eq!(txn.get("a").await.unwrap(), None);
+    put(&client, &[("a", "theirs")]).await;
+    assert_eq!(txn.get_for_update("a").await.unwrap().unwrap(), "theirs");
+    assert!(matches!(txn.insert("a", "own").await, Err(Error::AlreadyExists { key }) if key == "a"));
+    txn.rollback().await.unwrap();
+    no_locks(&cluster).await;
+}
+
+#[tokio::test]
 async fn locks_go_with_their_transaction() {
     let (cluster, client) = cluster().await;
     let keys = ["a", "k", "x"];

@@ -364,3 +364,20 @@ async fn heart_beats_wait_for_the_first_lock_of_a_commit() {
     pass_time(&cluster);
     commit.await.unwrap().unwrap().unwrap();
 }
+
+#[tokio::test]
+async fn locks_of_a_call_that_was_dropped_go_with_the_transaction() {
+    let (cluster, client) = cluster().await;
+    let mut txn = client.begin_pessimistic().await.unwrap();
+    // Newer than the transaction, so that the lock on it is taken at a later timestamp.
+    put(&client, "a", "newer").await;
+    let crash = Crash::new(&cluster, &client, &["z"]).await;
+    crash.prewrite(0..1);
+    let both = eventually("the free key was not locked", || cluster.world.txn.lock().locks() == 2);
+    tokio::select! {
+        _ = txn.lock_keys(["a", "z"]) => panic!("one of the keys is locked by another transaction"),
+        () = both => {}
+    }
+    txn.rollback().await.unwrap();
+    assert_eq!(cluster.world.txn.lock().locks(), 1, "only the other transaction's lock stays");
+}

@@ -1,7 +1,7 @@
 //! Pessimistic locks: taken region by region, again after conflicts, all of one call or none.
 //!
 //! Invariant: when a call fails, the locks it took are gone, or the transaction is marked as broken and its end
-//! removes them.
+//! removes them. So it does with those of a call that was dropped half-way.
 
 use std::time::{Duration, Instant};
 
@@ -46,8 +46,11 @@ pub(super) struct Locking<'a> {
     pub(super) primary: Bytes,
     /// The transaction holds no lock yet and this call takes one.
     pub(super) is_first: bool,
-    /// The newest version that the transaction may lock.
+    /// The newest version that this call may lock.
     pub(super) for_update_ts: Timestamp,
+    /// Raised to the newest that any call of the transaction was made at: whoever gives up, even in the middle of
+    /// [`run`](Self::run), removes locks up to it.
+    pub(super) newest: &'a mut Timestamp,
     /// Conflicts are errors: the transaction has read the keys at its start.
     pub(super) strict: bool,
     /// When the start timestamp was handed out: stores count the life of locks from then on.
@@ -96,6 +99,7 @@ impl Locking<'_> {
                     return Err(conflict);
                 }
                 self.for_update_ts = self.shared.executor.scheduler().get_timestamp(1).await?;
+                *self.newest = self.for_update_ts.max(*self.newest);
             }
             if !round.locks.is_empty() {
                 let first = round.locks.first().cloned();
@@ -197,7 +201,7 @@ impl Locking<'_> {
 
     /// Removes the locks of this call from `keys`.
     pub(super) async fn undo(&self, keys: Vec<Bytes>) -> Result<()> {
-        unlock(self.shared, self.start_ts, self.for_update_ts, keys).await
+        unlock(self.shared, self.start_ts, *self.newest, keys).await
     }
 }
 

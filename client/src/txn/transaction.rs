@@ -40,8 +40,8 @@ pub struct Transaction {
     for_update_ts: Timestamp,
     /// The key that was locked first.
     primary: Option<Bytes>,
-    /// Keys that may be locked though their call failed.
-    stray: Vec<Bytes>,
+    /// Keys that may be locked though their call failed, or has not ended yet.
+    stray: BTreeSet<Bytes>,
     /// Keys that a pessimistic transaction has read without locking them.
     read: Mutex<BTreeSet<Bytes>>,
     keep_alive: Option<KeepAlive>,
@@ -64,7 +64,7 @@ impl Transaction {
             broken: None,
             for_update_ts: start_ts,
             primary: None,
-            stray: Vec::new(),
+            stray: BTreeSet::new(),
             read: Mutex::default(),
             keep_alive: None,
         }
@@ -218,7 +218,7 @@ impl Transaction {
             return Ok(None);
         }
         let _keep_alive = self.keep_alive.take();
-        let stray = std::mem::take(&mut self.stray);
+        let stray = std::mem::take(&mut self.stray).into_iter().collect();
         let is_pessimistic = self.primary.is_some();
         let plan = Plan {
             start_ts: self.start_timestamp(),
@@ -240,7 +240,7 @@ impl Transaction {
         self.ended = true;
         self.keep_alive = None;
         let mut keys = self.buffer.locked_keys();
-        keys.append(&mut self.stray);
+        keys.extend(std::mem::take(&mut self.stray));
         if keys.is_empty() {
             return Ok(());
         }
@@ -289,18 +289,24 @@ impl Transaction {
         }
         let strict = !return_values && {
             let read = self.read.lock();
-            keys.iter().any(|key| read.contains(key))
+            // What is locked already nobody has changed since.
+            keys.iter().any(|key| !self.buffer.is_locked(key) && read.contains(key))
         };
         let primary = self.primary.clone().unwrap_or(first);
         let shared = self.shared.clone();
         // The call may take its first lock long before its last.
         let fresh_pulse = self.primary.is_none().then(|| self.start_pulse(primary.clone()));
+        let start_ts = self.start_timestamp();
+        let mut fresh: Vec<Bytes> = keys.iter().filter(|key| !self.buffer.is_locked(key)).cloned().collect();
+        fresh.sort_unstable();
+        self.stray.extend(fresh.iter().cloned());
         let mut locking = Locking {
             shared: &shared,
-            start_ts: self.start_timestamp(),
+            start_ts,
             primary: primary.clone(),
             is_first: self.primary.is_none() && keys.len() == 1,
-            for_update_ts: if strict { self.start_timestamp() } else { self.for_update_ts },
+            for_update_ts: if strict { start_ts } else { self.for_update_ts },
+            newest: &mut self.for_update_ts,
             strict,
             began: self.began,
             ttl: self.options.lock_ttl,
@@ -309,7 +315,7 @@ impl Transaction {
         };
         match locking.run(targets).await {
             Ok(locked) => {
-                self.for_update_ts = self.for_update_ts.max(locking.for_update_ts);
+                self.stray.retain(|key| fresh.binary_search(key).is_err());
                 keys.into_iter().for_each(|key| self.buffer.set_locked(key));
                 // The first lock is held: the transaction lives as long as it does.
                 self.primary = Some(primary);
@@ -317,10 +323,11 @@ impl Transaction {
                 Ok(locked)
             }
             Err(error) => {
-                let fresh: Vec<Bytes> = keys.into_iter().filter(|key| !self.buffer.is_locked(key)).collect();
-                if let Err(left) = locking.undo(fresh.clone()).await {
-                    self.broken = Some(format!("locks of a failed call may be left over: {left}"));
-                    self.stray.extend(fresh);
+                match locking.undo(fresh.clone()).await {
+                    Ok(()) => self.stray.retain(|key| fresh.binary_search(key).is_err()),
+                    Err(left) => {
+                        self.broken = Some(format!("locks of a failed call may be left over: {left}"));
+                    }
                 }
                 Err(shared.user_error(error))
             }
@@ -342,7 +349,7 @@ impl Transaction {
         self.ended = true;
         self.keep_alive = None;
         let mut keys = self.buffer.locked_keys();
-        keys.append(&mut self.stray);
+        keys.extend(std::mem::take(&mut self.stray));
         self.unlock_in_background(keys);
     }
 

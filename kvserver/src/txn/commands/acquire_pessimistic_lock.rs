@@ -120,7 +120,11 @@ impl AcquirePessimisticLock {
         changes: &mut Changes,
     ) -> TxnResult<ClaimedKey> {
         let with_conflict = self.lock_with_conflict && self.for_update_ts < lock.for_update_ts;
-        let read_ts = if with_conflict { lock.for_update_ts } else { self.for_update_ts };
+        // Nobody wrote since the key was locked, so what was there then is there now.
+        let read_ts = match with_conflict || claim.must_not_exist {
+            true => self.for_update_ts.max(lock.for_update_ts),
+            false => self.for_update_ts,
+        };
         let conflict_ts = if with_conflict { lock.for_update_ts } else { 0 };
         let current = match self.wants_data(claim, conflict_ts) {
             true => cx.reader.version(key, read_ts)?,
