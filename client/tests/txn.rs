@@ -65,6 +65,7 @@ async fn a_transaction_sees_its_snapshot_and_its_own_changes() {
     assert_eq!(txn.get("k").await.unwrap().unwrap(), "own");
     let read = txn.batch_get(["z", "x", "k", "a", "m"]).await.unwrap();
     assert_eq!(read, [pair("a", "1"), pair("k", "own"), pair("z", "own")]);
+    assert_eq!(txn.batch_get(["k", "a", "k", "a"]).await.unwrap(), [pair("a", "1"), pair("k", "own")]);
     assert!(txn.start_timestamp() < later);
     let then = client.snapshot(later);
     let before = [pair("a", "2"), pair("k", "1"), pair("x", "1")];
@@ -429,6 +430,34 @@ async fn an_insert_of_a_locked_key_sees_what_the_lock_saw() {
     assert!(matches!(txn.insert("a", "own").await, Err(Error::AlreadyExists { key }) if key == "a"));
     txn.rollback().await.unwrap();
     no_locks(&cluster).await;
+}
+
+#[tokio::test]
+async fn an_insert_that_was_taken_back_still_needs_an_absent_key() {
+    let (cluster, client) = cluster().await;
+    put(&client, &[("a", "1")]).await;
+    for (key, fails) in [("a", true), ("b", false)] {
+        let mut txn = client.begin_optimistic().await.unwrap();
+        txn.lock_keys([key]).await.unwrap();
+        txn.insert(key, "2").await.unwrap();
+        txn.delete(key).await.unwrap();
+        let outcome = txn.commit().await;
+        assert_eq!(matches!(outcome, Err(Error::AlreadyExists { key }) if key == "a"), fails);
+    }
+    no_locks(&cluster).await;
+}
+
+#[tokio::test]
+async fn locking_ends_when_others_are_always_faster() {
+    let (cluster, _) = cluster().await;
+    let config = Config { timeout: Duration::from_millis(300), ..Config::default() };
+    let client = cluster.txn_client_with(config).await;
+    put(&client, &[("a", "1")]).await;
+    cluster.world.txn.lock().always_changes = true;
+    let mut txn = client.begin_pessimistic().await.unwrap();
+    let ended = tokio::time::timeout(Duration::from_secs(5), txn.lock_keys(["a"])).await;
+    assert!(ended.expect("an end").unwrap_err().is_conflict());
+    txn.rollback().await.unwrap();
 }
 
 #[tokio::test]

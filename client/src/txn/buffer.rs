@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 
 use bytes::Bytes;
-use kvproto::kvrpcpb::{Mutation, Op};
+use kvproto::kvrpcpb::{Assertion, Mutation, Op};
 
 use super::committer::Write;
 use crate::error::{Error, Result};
@@ -31,6 +31,12 @@ struct Entry {
     change: Change,
     /// A pessimistic lock is held.
     locked: bool,
+    /// The transaction depends on the key, whatever else becomes of it.
+    needed: bool,
+}
+
+impl Entry {
+    const LOCK: Entry = Entry { change: Change::Lock, locked: false, needed: false };
 }
 
 /// The changes of one transaction.
@@ -80,12 +86,12 @@ impl Buffer {
 
     /// Lets the commit fail when somebody else writes `key` in the meantime.
     pub(crate) fn lock(&mut self, key: Bytes) {
-        self.entries.entry(key).or_insert(Entry { change: Change::Lock, locked: false });
+        self.entries.entry(key).or_insert(Entry::LOCK).needed = true;
     }
 
     /// A pessimistic lock on `key` is held.
     pub(crate) fn set_locked(&mut self, key: Bytes) {
-        self.entries.entry(key).or_insert(Entry { change: Change::Lock, locked: true }).locked = true;
+        self.entries.entry(key).or_insert(Entry::LOCK).locked = true;
     }
 
     /// Whether a pessimistic lock on `key` is held.
@@ -123,18 +129,23 @@ impl Buffer {
 
     /// Everything, in key order, as it will be prewritten.
     pub(crate) fn into_writes(self) -> Vec<Write> {
-        let write = |(key, Entry { change, locked }): (Bytes, Entry)| {
+        let write = |(key, Entry { change, locked, needed }): (Bytes, Entry)| {
+            // A lock that checks as well, where a check alone would let others write until the commit.
+            let assertion = match (&change, locked, needed) {
+                (Change::CheckNotExists, false, true) => Assertion::NotExist,
+                _ => Assertion::None,
+            };
             let (op, value) = match change {
                 // That it does not exist was checked when it was locked.
                 Change::Insert(value) if locked => (Op::Put, value),
-                Change::CheckNotExists if locked => (Op::Lock, Bytes::new()),
+                Change::CheckNotExists if locked || needed => (Op::Lock, Bytes::new()),
                 Change::Put(value) => (Op::Put, value),
                 Change::Insert(value) => (Op::Insert, value),
                 Change::Delete => (Op::Del, Bytes::new()),
                 Change::CheckNotExists => (Op::CheckNotExists, Bytes::new()),
                 Change::Lock => (Op::Lock, Bytes::new()),
             };
-            Write { mutation: Mutation { op: op.into(), key, value, ..Mutation::default() }, locked }
+            Write { mutation: Mutation { op: op.into(), key, value, assertion: assertion.into() }, locked }
         };
         self.entries.into_iter().map(write).collect()
     }
@@ -144,7 +155,7 @@ impl Buffer {
     }
 
     fn set(&mut self, key: Bytes, change: Change) {
-        let entry = self.entries.entry(key).or_insert(Entry { change: Change::Lock, locked: false });
+        let entry = self.entries.entry(key).or_insert(Entry::LOCK);
         self.changes += usize::from(entry.change == Change::Lock);
         entry.change = change;
     }
@@ -214,6 +225,18 @@ mod tests {
         assert_eq!(locked(insert), Op::Put);
         assert_eq!(locked(|b| insert(b).and_then(|()| delete(b))), Op::Lock);
         assert_eq!(locked(|_| Ok(())), Op::Lock);
+    }
+
+    #[test]
+    fn what_the_transaction_depends_on_stays_locked() {
+        let mut buffer = Buffer::default();
+        buffer.lock("k".into());
+        insert(&mut buffer).expect("nothing is there yet");
+        buffer.delete("k".into());
+        let writes = buffer.into_writes();
+        assert_eq!(writes[0].mutation.op(), Op::Lock);
+        assert_eq!(writes[0].mutation.assertion(), Assertion::NotExist, "the insert was right");
+        assert_eq!(op(|b| insert(b).and_then(|()| delete(b)).map(|()| b.lock("k".into()))), Op::Lock);
     }
 
     #[test]

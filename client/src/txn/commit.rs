@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use kvproto::kvrpcpb::{BatchRollbackResponse, CommitResponse, LockInfo};
+use kvproto::kvrpcpb::{BatchRollbackResponse, CheckTxnStatusRequest, CommitResponse, LockInfo};
 use kvproto::ts::Timestamp;
 
 use super::client::Shared;
@@ -114,10 +114,7 @@ impl Drive {
                     self.committer.on_timestamp(ts);
                 }
                 Action::CommitPrimary => self.commit_primary().await,
-                Action::Seal(keys) => {
-                    let sealed = self.rollback(keys).await;
-                    self.committer.on_sealed(sealed);
-                }
+                Action::Seal(keys) => self.seal(keys).await,
                 Action::Decided(outcome) => return outcome,
                 action => return Err(Error::Protocol(format!("{action:?} before the outcome"))),
             }
@@ -185,6 +182,29 @@ impl Drive {
             Err(error) => (Vec::new(), Err(error)),
         };
         self.committer.on_primary_committed(&keys, reply);
+    }
+
+    async fn seal(&mut self, keys: Vec<Bytes>) {
+        let sealed = self.rollback(keys).await;
+        if let Err(Error::Server(_)) = &sealed
+            && let Some(commit_ts) = self.found_committed().await
+        {
+            return self.committer.on_found_committed(commit_ts);
+        }
+        self.committer.on_sealed(sealed);
+    }
+
+    /// When the transaction was committed, as far as its primary key tells.
+    async fn found_committed(&self) -> Option<Timestamp> {
+        let call = self.shared.executor.call(Access::Read);
+        let primary = self.committer.primary();
+        let build = |_: &_| CheckTxnStatusRequest {
+            primary_key: primary.clone(),
+            lock_ts: self.start_ts.get(),
+            ..CheckTxnStatusRequest::default()
+        };
+        let (_, reply) = self.shared.executor.run(call, At::Key(primary), build).await.ok()?;
+        (reply.commit_version != 0).then(|| Timestamp::new(reply.commit_version))
     }
 
     async fn rollback(&self, keys: Vec<Bytes>) -> Result<()> {

@@ -10,7 +10,7 @@
 //!   requests, if there may be any: a conflicting commit, or a rollback record ([`Action::Seal`]);
 //! - a one-phase request carries every write of the transaction, or is not one.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use kvproto::kvrpcpb::prewrite_request::PessimisticAction;
@@ -80,7 +80,8 @@ pub enum Action {
     /// [`on_primary_committed`](Committer::on_primary_committed).
     CommitPrimary,
     /// Cut these keys by region, send [`Committer::rollback`] of each piece, and tell
-    /// [`on_sealed`](Committer::on_sealed) whether all succeeded.
+    /// [`on_sealed`](Committer::on_sealed) whether all succeeded, or [`on_found_committed`](Committer::on_found_committed)
+    /// when it turns out to be too late.
     Seal(Vec<Bytes>),
     /// Answer the user. What follows goes on in the background and needs no `on_…`. `None` when the transaction wrote
     /// nothing.
@@ -200,6 +201,7 @@ impl Committer {
         let start_ts = self.plan.start_ts;
         let now_ms = start_ts.physical_ms() + elapsed_ms;
         let after = start_ts.max(self.plan.for_update_ts);
+        let asserts = piece.iter().any(|write| write.mutation.assertion() != Assertion::None);
         PrewriteRequest {
             mutations: piece.iter().map(|write| write.mutation.clone()).collect(),
             primary_lock: self.primary.clone(),
@@ -212,6 +214,7 @@ impl Committer {
             use_async_commit: is_async,
             secondaries,
             try_one_pc: self.is_one_phase(piece),
+            assertion_level: if asserts { AssertionLevel::Strict } else { AssertionLevel::Off }.into(),
             max_commit_ts: (now_ms + COMMIT_TS_WINDOW_MS) << LOGICAL_BITS,
             ..PrewriteRequest::default()
         }
@@ -339,7 +342,8 @@ impl Committer {
             None => {
                 // A repeated request learns what the first one did.
                 let at = if reply.commit_version == 0 { self.commit_ts.get() } else { reply.commit_version };
-                let rest = self.keys.iter().filter(|key| !keys.contains(key)).cloned().collect();
+                let done: BTreeSet<&Bytes> = keys.iter().collect();
+                let rest = self.keys.iter().filter(|key| !done.contains(key)).cloned().collect();
                 self.committed(Timestamp::new(at), rest);
             }
             Some(Refusal::CommitTsExpired(min)) => {
@@ -385,6 +389,12 @@ impl Committer {
             (Err(error @ Error::Undetermined { .. }), _) => self.decide(Err(error)),
             (Err(error), _) => self.decide(Err(Error::Undetermined { cause: Box::new(error) })),
         }
+    }
+
+    /// [`Action::Seal`] came too late: a late copy of a prewrite was executed, and others have committed the transaction.
+    pub fn on_found_committed(&mut self, at: Timestamp) {
+        self.failure = None;
+        self.committed(at, self.keys.clone());
     }
 
     /// Nobody waits for the outcome any more, and an action may be half done: forgets what was to be done, and rolls back

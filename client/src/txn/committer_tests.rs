@@ -76,6 +76,8 @@ enum Command {
     },
     /// Nobody waits any more.
     Abandoned,
+    /// The rollback of the refused keys came too late.
+    FoundCommitted { at: u64 },
     /// The rollback of the refused keys succeeded or not.
     Sealed {
         #[arg(key)]
@@ -291,6 +293,7 @@ impl goldenscript::Runner for Runner {
                 committer.on_primary_committed(&keys, reply);
             }
             Command::Abandoned => committer.on_abandoned(),
+            Command::FoundCommitted { at } => committer.on_found_committed(Timestamp::new(*at)),
             Command::Sealed { error } => {
                 committer.on_sealed(error.as_ref().map_or(Ok(()), |error| Err(transport(error))));
             }

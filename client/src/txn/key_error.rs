@@ -1,7 +1,7 @@
 //! What a store's refusal of a transactional request means to the client. Pure.
 
 use bytes::Bytes;
-use kvproto::kvrpcpb::{KeyError, LockInfo};
+use kvproto::kvrpcpb::{Assertion, KeyError, LockInfo};
 use kvproto::ts::Timestamp;
 
 use crate::error::{Error, WaitFor};
@@ -82,7 +82,11 @@ fn final_error(error: KeyError, start_ts: Timestamp) -> Error {
         return aborted(start_ts, "its primary lock is gone", &lost.primary_key);
     }
     if let Some(failed) = error.assertion_failed {
-        return Error::Server(format!("assertion failed: {failed:?}"));
+        let key = kvproto::redact::Key(&failed.key).to_string();
+        return match failed.assertion() {
+            Assertion::NotExist => Error::AlreadyExists { key: failed.key },
+            assertion => Error::Server(format!("assertion {assertion:?} of key {key} failed")),
+        };
     }
     if let Some(too_large) = error.commit_ts_too_large {
         return Error::Server(format!("commit timestamp {} lies in the future", too_large.commit_ts));

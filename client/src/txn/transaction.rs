@@ -254,6 +254,7 @@ impl Transaction {
 
     fn user_pairs(&self, mut found: Vec<(Bytes, Bytes)>) -> Result<Vec<KvPair>> {
         found.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+        found.dedup_by(|a, b| a.0 == b.0);
         let user = |(key, value)| Ok(KvPair { key: self.shared.codec.user_key(key)?, value });
         found.into_iter().map(user).collect()
     }

@@ -39,6 +39,8 @@ pub struct Data {
     max_ts: u64,
     /// Answer asynchronous and one-phase prewrites with plain locks.
     pub plain_only: bool,
+    /// A key always changes before it is locked.
+    pub always_changes: bool,
     /// The lives that pessimistic lock requests asked for, in ms.
     pub asked_ttls: Vec<u64>,
 }
@@ -214,6 +216,13 @@ impl Data {
             return Err(conflict(*ts, version, write_conflict::Reason::Optimistic));
         }
         let exists = self.version(key, u64::MAX).is_some_and(|(_, version)| version.op == Op::Put);
+        if mutation.assertion() == Assertion::NotExist && q.assertion_level() != AssertionLevel::Off && exists
+        {
+            let assertion = mutation.assertion;
+            let assertion_failed =
+                Some(AssertionFailed { key: key.clone(), assertion, ..Default::default() });
+            return Err(KeyError { assertion_failed, ..Default::default() });
+        }
         if matches!(mutation.op(), Op::Insert | Op::CheckNotExists) && exists {
             let already_exist = Some(AlreadyExist { key: key.clone() });
             return Err(KeyError { already_exist, ..Default::default() });
@@ -334,7 +343,8 @@ impl Data {
                 continue;
             }
             let newest = self.writes.get(key).and_then(|w| w.iter().rfind(|(_, v)| v.op != Op::Rollback));
-            if let Some((ts, version)) = newest.filter(|(ts, _)| **ts > q.for_update_ts) {
+            let is_newer = |ts: u64| self.always_changes || ts > q.for_update_ts;
+            if let Some((ts, version)) = newest.filter(|(ts, _)| is_newer(**ts)) {
                 let conflict = WriteConflict {
                     start_ts: q.start_version,
                     conflict_ts: version.start_ts,
