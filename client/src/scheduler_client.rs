@@ -322,11 +322,10 @@ impl SchedulerClient {
             let most = tso_batcher::MAX_COUNT;
             return Err(Error::InvalidArgument(format!("{count} timestamps; ask for 1 to {most}")));
         }
-        let inbox = self.inner.tso();
         self.inner
             .retry(self.timeout, |leader| async move {
                 drop(leader);
-                tso_batcher::request(inbox, count).await.map_err(Attempt::Again)
+                tso_batcher::request(&self.inner.tso(), count).await.map_err(Attempt::Again)
             })
             .await
     }

@@ -2,17 +2,20 @@
 //! are tried again until their deadline.
 //!
 //! Owns the leader's channel. One search runs at a time and serves all callers; a failed one answers everyone for a
-//! moment, so that a scheduler that is down is not stormed.
+//! moment, so that a scheduler that is down is not stormed. Tasks that end with the runtime of the caller who started them
+//! are started again by the next caller.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use kvproto::pdpb::pd_client::PdClient;
 use kvproto::pdpb::*;
 use kvproto::{keyspacepb, memberpb};
+use parking_lot::RwLock;
 use tokio::sync::{Mutex, mpsc, watch};
+use tokio::task::JoinHandle;
 use tonic::transport::Channel;
 use tonic::{Code, Response, Status};
 
@@ -37,9 +40,9 @@ pub(crate) struct Inner {
     /// The leader's generation, for those who wait for another one.
     generation: watch::Sender<u64>,
     /// Asks for the leader from time to time, once somebody has opened a long stream.
-    asking: OnceLock<()>,
+    asking: RwLock<Option<JoinHandle<()>>>,
     search: Mutex<Search>,
-    tso: OnceLock<mpsc::Sender<tso_batcher::Call>>,
+    tso: RwLock<Option<mpsc::Sender<tso_batcher::Call>>>,
 }
 
 pub(crate) struct Leader {
@@ -80,9 +83,9 @@ impl Inner {
                         options,
                         leader,
                         generation: watch::Sender::new(0),
-                        asking: OnceLock::new(),
+                        asking: RwLock::default(),
                         search,
-                        tso: OnceLock::new(),
+                        tso: RwLock::default(),
                     });
                 }
                 Err(error) => error,
@@ -105,8 +108,13 @@ impl Inner {
     }
 
     /// The queue of the task that fetches timestamps, which starts with the first call.
-    pub(crate) fn tso(self: &Arc<Inner>) -> &mpsc::Sender<tso_batcher::Call> {
-        self.tso.get_or_init(|| tso_batcher::spawn(Arc::downgrade(self)))
+    pub(crate) fn tso(self: &Arc<Inner>) -> mpsc::Sender<tso_batcher::Call> {
+        let open = |tso: &Option<mpsc::Sender<_>>| tso.clone().filter(|queue| !queue.is_closed());
+        if let Some(queue) = open(&self.tso.read()) {
+            return queue;
+        }
+        let mut tso = self.tso.write();
+        open(&tso).unwrap_or_else(|| tso.insert(tso_batcher::spawn(Arc::downgrade(self))).clone())
     }
 
     /// Sends a request to the leader, with the cluster id in its header.
@@ -198,9 +206,11 @@ impl Inner {
 
     /// Tells when another leader than the one of this generation is found, and sees to it that one is looked for.
     pub(crate) fn watch_leader(self: &Arc<Inner>, generation: u64) -> LeaderWatch {
-        self.asking.get_or_init(|| {
-            tokio::spawn(leader_watch::ask_from_time_to_time(Arc::downgrade(self)));
-        });
+        let mut asking = self.asking.write();
+        if asking.as_ref().is_none_or(JoinHandle::is_finished) {
+            *asking = Some(tokio::spawn(leader_watch::ask_from_time_to_time(Arc::downgrade(self))));
+        }
+        drop(asking);
         LeaderWatch::new(self.generation.subscribe(), generation)
     }
 

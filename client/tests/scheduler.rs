@@ -68,6 +68,18 @@ async fn timestamps_of_concurrent_callers_share_requests_and_never_repeat() {
     assert!(matches!(client.get_timestamp(0).await, Err(Error::InvalidArgument(_))));
 }
 
+#[test]
+fn timestamps_outlive_the_runtime_that_asked_for_the_first() {
+    let world = World::new(V2);
+    let member = scheduler::start(world.clone());
+    let lasting = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let passing = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let client = lasting.block_on(SchedulerClient::connect(&[member.address.to_string()])).unwrap();
+    let first = passing.block_on(client.get_timestamp(1)).unwrap();
+    drop(passing);
+    assert!(lasting.block_on(client.get_timestamp(1)).unwrap() > first);
+}
+
 /// A leader that hangs breaks no stream, and a store that only listens calls nobody who would notice.
 #[tokio::test]
 async fn a_heartbeat_stream_ends_when_another_member_leads_though_nothing_broke() {
