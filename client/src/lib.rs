@@ -103,6 +103,7 @@ mod store_pool;
 mod tso_batcher;
 pub mod txn;
 
+pub use backoff::{Backoff, Jitter};
 pub use bounds::{IntoKeyRange, prefix};
 pub use bytes::Bytes;
 pub use config::{Api, Config};
@@ -113,7 +114,9 @@ pub use raw::{Cas, Checksum, RawClient, Scan, ScanStream, Ttl};
 pub use region_heartbeats::{RegionHeartbeatSender, RegionHeartbeats};
 pub use scheduler_client::{ClusterConfig, RegionInfo, SchedulerClient, SchedulerOptions};
 pub use scheduler_gc::{AdvancedSafePoint, GcBarrier, GcState};
-pub use txn::{Snapshot, Transaction, TransactionClient, TxnOptions, TxnScan, TxnScanStream};
+pub use txn::{
+    CONFLICT_PAUSES, Snapshot, Transaction, TransactionClient, TxnOptions, TxnScan, TxnScanStream,
+};
 
 /// A key and its value.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -153,6 +153,26 @@ fn a_shell_ends_with_the_first_error_and_leaves_nothing_open() {
 }
 
 #[test]
+fn an_interrupt_ends_a_command_that_waits_and_rolls_back() {
+    let cluster = Playground::start(&["--stores", "1"]);
+    let is_locked = |key: &str| !cluster.json(&["mvcc", "get", key])["lock"].is_null();
+    for key in ["k", "mine"] {
+        cluster.ok(&["txn", "put", key, "1"]);
+    }
+    let mut holder = cluster.spawn(&["txn", "shell"]);
+    holder.send("begin pessimistic\nlock k\n");
+    cluster.wait_for("the holder", || is_locked("k"));
+    let mut waiter = cluster.spawn(&["txn", "shell", "--timeout", "600"]);
+    waiter.send("begin pessimistic\nlock mine\nlock k\n");
+    cluster.wait_for("the waiter", || is_locked("mine"));
+    assert!(waiter.interrupt().is_some(), "it ended by itself");
+    assert!(!is_locked("mine") && is_locked("k"));
+    holder.send("rollback\n");
+    assert_eq!(holder.finish(), Some(0));
+    assert_eq!(cluster.stop(), Some(0));
+}
+
+#[test]
 fn every_transactional_workload_runs() {
     let cluster = Playground::start(&["--stores", "1"]);
     let bench = |args: &[&str]| {

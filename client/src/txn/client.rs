@@ -23,8 +23,8 @@ use crate::error::{Error, Result};
 use crate::request::plan::Executor;
 use crate::scheduler_client::SchedulerClient;
 
-/// Between runs of a transaction that met another one.
-const CONFLICT: Backoff = Backoff::from_millis(2, 500);
+/// The pauses that [`TransactionClient::run`] makes between runs of a transaction that met another one.
+pub const CONFLICT_PAUSES: Backoff = Backoff::from_millis(2, 500);
 
 /// What all handles of one client share.
 pub(super) struct Shared {
@@ -223,7 +223,7 @@ impl TransactionClient {
             }
             tracing::debug!(attempt, %error, "runs a transaction again");
             let jitter = jitter.get_or_insert_with(Jitter::from_process).draw();
-            tokio::time::sleep(CONFLICT.delay(attempt, jitter)).await;
+            tokio::time::sleep(CONFLICT_PAUSES.delay(attempt, jitter)).await;
         }
         unreachable!("the loop ends by returning")
     }

@@ -23,7 +23,7 @@ mod scanner;
 mod snapshot;
 mod transaction;
 
-pub use client::TransactionClient;
+pub use client::{CONFLICT_PAUSES, TransactionClient};
 pub use lock_resolver::{LockResolver, Resolved};
 pub use options::TxnOptions;
 pub use scanner::{TxnScan, TxnScanStream};

@@ -9,6 +9,7 @@ pub mod report;
 pub mod target;
 pub mod worker;
 
+use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,7 @@ use futures::{StreamExt as _, TryStreamExt as _};
 
 use crate::cli::{Bench, Global, Workload};
 use crate::error::{Error, Result};
+use crate::txn::flush;
 use crate::{connect, progress};
 use chooser::Random;
 use payment::Rows;
@@ -58,11 +60,14 @@ pub async fn run(global: &Global, args: Bench) -> Result<()> {
         value,
         rows,
         growth: Growth::after(args.keys),
-        run: connect::unix_seconds(),
+        run: random_run(),
         begin,
         end,
     });
     let measured = work(&target, &plan, args.concurrency).await?;
+    if let Target::Txn(client, _) = &target {
+        flush(client).await;
+    }
     if args.clean {
         clean(&target).await?;
     }
@@ -89,6 +94,11 @@ fn setup(args: &Bench, transactional: bool) -> Setup {
         commit: transactional.then_some(args.commit),
         pessimistic: transactional.then_some(args.pessimistic),
     }
+}
+
+/// The number of a run, by the process's own randomness: runs that begin in the same second differ.
+fn random_run() -> u64 {
+    RandomState::new().hash_one(0_u8)
 }
 
 /// Bytes that do not compress, the same in every run.

@@ -2,14 +2,14 @@
 //! it, with the attempts that conflicts cost.
 
 use bytes::Bytes;
-use kvclient::{KvPair, RawClient, Transaction, TransactionClient, TxnOptions};
+use kvclient::{CONFLICT_PAUSES, Jitter, KvPair, RawClient, Transaction, TransactionClient, TxnOptions};
 
 use super::payment::{Payment, Rows, pay};
 use super::worker::Failure;
 use crate::cli::Commit;
 
 /// Attempts of one transaction. Among closed loops somebody always wins, so this is far away.
-const ATTEMPTS: u64 = 10_000;
+const ATTEMPTS: u32 = 10_000;
 
 /// What an operation came to: keys read or written, and attempts that met another transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -147,13 +147,14 @@ impl Work {
     }
 }
 
-/// Runs a transaction until it meets no other.
+/// Runs a transaction until it meets no other, with the pauses that [`TransactionClient::run`] makes.
 async fn transact(
     client: &TransactionClient,
     options: &TxnOptions,
     keys: u64,
     work: &Work,
 ) -> Result<Done, Failure> {
+    let mut jitter = None;
     for conflicts in 0..ATTEMPTS {
         let mut txn = client.begin(options.clone()).await?;
         let done = match work.run(&mut txn).await {
@@ -165,8 +166,11 @@ async fn transact(
             }
         };
         match done {
-            Ok(()) => return Ok(Done { keys, conflicts }),
-            Err(failure) if failure.is_conflict() => {}
+            Ok(()) => return Ok(Done { keys, conflicts: conflicts.into() }),
+            Err(failure) if failure.is_conflict() => {
+                let jitter = jitter.get_or_insert_with(Jitter::from_process).draw();
+                tokio::time::sleep(CONFLICT_PAUSES.delay(conflicts, jitter)).await;
+            }
             Err(failure) => return Err(failure),
         }
     }

@@ -86,7 +86,7 @@ pub struct Plan {
     pub rows: Rows,
     /// New keys.
     pub growth: Growth,
-    /// A number that no other run has: where keys must be new and old ones are left.
+    /// A random number that no other run has: of what keys it draws, and where keys must be new and old ones are left.
     pub run: u64,
     /// Operations that begin earlier warm up.
     pub begin: Instant,
@@ -112,7 +112,7 @@ impl Worker {
     pub fn new(target: Target, plan: Arc<Plan>, index: u64) -> Worker {
         let mix = Mix::of(plan.workload);
         let chooser = Chooser::new(plan.keys, mix.popularity);
-        let random = Random::new((index + 1).wrapping_mul(0x5851_f42d_4c95_7f2d));
+        let random = random(plan.run, index);
         Worker { target, plan, mix, chooser, random, index, begun: 0, measured: Measured::default() }
     }
 
@@ -206,6 +206,11 @@ impl Worker {
     }
 }
 
+/// What a worker draws from: no two workers of a run draw the same, and no two runs.
+fn random(run: u64, index: u64) -> Random {
+    Random::new(run ^ (index + 1).wrapping_mul(0x5851_f42d_4c95_7f2d))
+}
+
 /// Why an operation did not succeed.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
@@ -222,9 +227,10 @@ impl Failure {
         Failure::Wrong(text)
     }
 
-    /// Whether another transaction was faster.
+    /// Whether another transaction was faster, or held a lock for longer than this one waited.
     pub fn is_conflict(&self) -> bool {
-        matches!(self, Failure::Client(error) if error.is_conflict())
+        let locked = |error: &_| matches!(error, kvclient::Error::KeyLocked { .. });
+        matches!(self, Failure::Client(error) if error.is_conflict() || locked(error))
     }
 
     /// Whether every further operation would fail as well.
@@ -255,5 +261,19 @@ mod tests {
         assert_eq!(growth.visible(), 10);
         growth.end(first);
         assert_eq!(growth.visible(), 12);
+    }
+
+    #[test]
+    fn no_two_workers_and_no_two_runs_draw_the_same() {
+        let runs = [crate::bench::random_run(), crate::bench::random_run()];
+        let workers = runs.iter().flat_map(|run| (0..100).map(|index| random(*run, index).draw()));
+        assert_eq!(workers.collect::<BTreeSet<u64>>().len(), 200);
+    }
+
+    #[test]
+    fn a_lock_that_stays_is_a_conflict() {
+        let (key, holder) = (Bytes::new(), kvclient::Timestamp::ZERO);
+        assert!(Failure::from(kvclient::Error::KeyLocked { key, holder }).is_conflict());
+        assert!(!Failure::from(kvclient::Error::InvalidArgument(String::new())).is_conflict());
     }
 }

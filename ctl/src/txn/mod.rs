@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::cli::{Global, Scan, Txn, TxnVerb};
 use crate::connect;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::moment::Moment;
 use crate::output::Output;
 use crate::pairs::{one_more, parse, print_pairs, print_value, range};
@@ -91,8 +91,18 @@ pub(crate) fn print_committed(output: Output, at: Option<Timestamp>) -> Result<(
 
 async fn commit_alone(global: &Global, change: Change) -> Result<()> {
     let client = connect::transactions(global).await?;
-    let committed = change.commit(&client).await?;
-    print_committed(global.output, committed)
+    let committed = change.commit(&client).await;
+    let shown = committed.map_err(Error::from).and_then(|at| print_committed(global.output, at));
+    flush(&client).await;
+    shown
+}
+
+/// Lets what ended transactions have left go before the program does. Nothing is lost where that fails: whoever meets
+/// their locks removes them, later.
+pub(crate) async fn flush(client: &TransactionClient) {
+    if let Err(error) = client.flush().await {
+        eprintln!("locks of ended transactions are left for up to 20 s: {error}");
+    }
 }
 
 /// The timestamp of a moment; of now when there is none.

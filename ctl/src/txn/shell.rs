@@ -1,7 +1,7 @@
 //! The transaction shell: reads commands, keeps the open transaction, prints what came of each.
 //!
-//! Invariant: whatever ends the shell (`quit`, the end of its input, an error, Ctrl-C), an open transaction is rolled
-//! back before it does.
+//! Invariant: whatever ends the shell (`quit`, the end of its input, an error, Ctrl-C, also in the middle of a command),
+//! an open transaction is rolled back before it does.
 
 use std::io::{BufRead as _, IsTerminal as _, Write as _};
 use std::ops::Bound;
@@ -13,7 +13,7 @@ use serde::Serialize;
 use tokio::sync::mpsc;
 
 use super::words::{self, Command, Range};
-use super::{Change, print_committed};
+use super::{Change, flush, print_committed};
 use crate::cli::{Global, SHELL};
 use crate::connect;
 use crate::error::{Error, Result};
@@ -41,6 +41,10 @@ struct BegunJson {
     kind: &'static str,
 }
 
+/// What Ctrl-C in the middle of a command comes to.
+const INTERRUPTED: &str =
+    "interrupted; if it was a commit or a single write, read what it did before you repeat it";
+
 /// Runs the shell until its input ends.
 pub async fn run(global: &Global, coding: Coding) -> Result<()> {
     let is_terminal = std::io::stdin().is_terminal();
@@ -59,7 +63,10 @@ pub async fn run(global: &Global, coding: Coding) -> Result<()> {
         let done = match line.map_err(Error::io("standard input")) {
             Ok(line) => match words::parse(&line, coding) {
                 Ok(Command::Quit) => break Ok(()),
-                Ok(command) => shell.execute(command).await,
+                Ok(command) => tokio::select! {
+                    done = shell.execute(command) => done,
+                    _ = tokio::signal::ctrl_c() => break Err(Error::Failed(INTERRUPTED.into())),
+                },
                 Err(error) => Err(error),
             },
             Err(error) => break Err(error),
@@ -70,14 +77,16 @@ pub async fn run(global: &Global, coding: Coding) -> Result<()> {
             Ok(()) => {}
         }
     };
-    match shell.open.take() {
+    let ended = match shell.open.take() {
         Some(mut open) => {
             eprintln!("transaction {} is rolled back", open.txn.start_timestamp().get());
             let rolled_back = open.txn.rollback().await;
             ended.and(rolled_back.map_err(Error::from))
         }
         None => ended,
-    }
+    };
+    flush(&shell.client).await;
+    ended
 }
 
 /// The lines of standard input, read by a thread of their own: reading it cannot be interrupted.

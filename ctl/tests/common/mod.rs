@@ -124,6 +124,13 @@ impl Talk {
         self.stdin.as_mut().unwrap().write_all(text.as_bytes()).unwrap();
     }
 
+    /// Sends what Ctrl-C in a terminal does; returns the exit code.
+    pub fn interrupt(mut self) -> Option<i32> {
+        let child = self.child.take().unwrap();
+        signal("-INT", child.id());
+        wait(child)
+    }
+
     /// Ends its input and returns its exit code.
     pub fn finish(mut self) -> Option<i32> {
         drop(self.stdin.take());
