@@ -11,6 +11,7 @@ use common::{Cluster, eventually};
 use futures::StreamExt;
 use kvclient::{Api, Cas, Config, Error, KvPair, RawClient, Ttl, prefix};
 use kvproto::kvrpcpb::ApiVersion::{self, V1, V2};
+use tokio::sync::Semaphore;
 
 fn pair(key: &str, value: &str) -> KvPair {
     KvPair { key: Bytes::from(key.to_string()), value: Bytes::from(value.to_string()) }
@@ -110,6 +111,22 @@ async fn the_reader_of_a_scan_may_ask_for_what_the_scan_is_about_to_look_up() {
         }
     }
     assert_eq!(read, pairs("abcdefghijklmnopqrstuvwxyz"));
+}
+
+#[tokio::test]
+async fn pieces_go_on_while_the_region_of_the_next_one_is_looked_up() {
+    let (cluster, _) = alphabet(V2).await;
+    let client = cluster.client().await;
+    assert_eq!(client.get("a").await.unwrap().unwrap(), "a");
+    let executed = cluster.world.executed.load(SeqCst);
+    let lookups = &cluster.world.pd.lookups;
+    lookups.forget_permits(Semaphore::MAX_PERMITS);
+    let read = async { client.batch_get(["a", "k", "z"]).await.unwrap() };
+    let allow = async {
+        eventually("the first piece waits", || cluster.world.executed.load(SeqCst) > executed).await;
+        lookups.add_permits(16);
+    };
+    assert_eq!(futures::join!(read, allow).0, pairs("akz"));
 }
 
 #[tokio::test]

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::StreamExt;
+use futures::future::Either;
 use futures::stream::FuturesUnordered;
 use kvproto::key::BoundaryForm;
 use kvproto::kvrpcpb::{ApiVersion, Context};
@@ -141,9 +142,11 @@ pub(crate) struct Executor {
 }
 
 /// What became of a piece of work.
-enum Outcome<P, R> {
-    Done(Answer<P, R>),
-    Again(P, Call),
+enum Outcome<W: Work, R> {
+    /// The rest of the work, and the region that its next piece goes to.
+    Found(W, Call, Arc<Region>),
+    Done(Answer<W::Piece, R>),
+    Again(W::Piece, Call),
 }
 
 /// A piece of work with its reply.
@@ -239,37 +242,50 @@ impl Executor {
         mut on_answer: impl FnMut(Answer<W::Piece, Q::Reply>) + Send,
     ) -> Result<()> {
         let mut running = FuturesUnordered::new();
-        let mut waiting = VecDeque::from([(work, call.part())]);
+        let mut waiting = VecDeque::from([(work, call.part(), None)]);
         loop {
             while running.len() < self.config.concurrency.max(1) {
-                let Some((mut work, mut part)) = waiting.pop_front() else { break };
-                let Some(key) = work.first().cloned() else { continue };
-                let region = match self.cached(At::Key(&key)) {
-                    Some(region) => region,
-                    None => self.locate(At::Key(&key), &mut part).await?,
+                let Some((mut work, part, found)) = waiting.pop_front() else { break };
+                let Some(key) = work.first() else { continue };
+                // Nothing is awaited here: pieces on their way may hold what a look-up waits for.
+                let step = match found.or_else(|| self.cached(At::Key(key))) {
+                    None => Either::Left(self.find(work, part)),
+                    Some(region) => {
+                        let piece = work.cut(&region);
+                        if work.first().is_some() {
+                            waiting.push_front((work, part.rest(), None));
+                        }
+                        Either::Right(self.run_piece(part, region, piece, &build))
+                    }
                 };
-                let piece = work.cut(&region);
-                if work.first().is_some() {
-                    waiting.push_front((work, part.rest()));
-                }
-                running.push(self.run_piece(part, region, piece, &build));
+                running.push(step);
             }
             match running.next().await {
                 None => return Ok(()),
+                Some(Ok(Outcome::Found(work, part, region))) => {
+                    waiting.push_front((work, part, Some(region)))
+                }
                 Some(Ok(Outcome::Done(answer))) => on_answer(answer),
-                Some(Ok(Outcome::Again(piece, part))) => waiting.push_back((W::again(piece), part)),
+                Some(Ok(Outcome::Again(piece, part))) => waiting.push_back((W::again(piece), part, None)),
                 Some(Err(error)) => return Err(error),
             }
         }
     }
 
-    async fn run_piece<P: Send, Q: StoreRequest>(
+    /// Finds the region that the next piece of `work` goes to.
+    async fn find<W: Work, R>(&self, work: W, mut call: Call) -> Result<Outcome<W, R>> {
+        let key = work.first().cloned().unwrap_or_default();
+        let region = Box::pin(self.locate(At::Key(&key), &mut call)).await?;
+        Ok(Outcome::Found(work, call, region))
+    }
+
+    async fn run_piece<W: Work, Q: StoreRequest>(
         &self,
         mut call: Call,
         region: Arc<Region>,
-        piece: P,
-        build: &(impl Fn(&P) -> Q + Sync),
-    ) -> Result<Outcome<P, Q::Reply>> {
+        piece: W::Piece,
+        build: &(impl Fn(&W::Piece) -> Q + Sync),
+    ) -> Result<Outcome<W, Q::Reply>> {
         let request = build(&piece);
         match self.attempt(&mut call, &region, request).await {
             Ok(Some(reply)) => Ok(Outcome::Done(Answer { piece, reply, has_late_copy: call.unknown })),

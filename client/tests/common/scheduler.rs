@@ -11,7 +11,7 @@ use kvproto::metapb;
 use kvproto::pdpb::pd_server::{Pd, PdServer};
 use kvproto::pdpb::*;
 use parking_lot::Mutex;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -30,6 +30,8 @@ pub struct State {
     /// Changes when the open timestamp and heartbeat streams break.
     pub streams: watch::Sender<u64>,
     pub heartbeats: Mutex<Vec<RegionHeartbeatRequest>>,
+    /// Look-ups of regions are answered while there are any of these permits.
+    pub lookups: Semaphore,
 }
 
 impl Default for State {
@@ -44,6 +46,7 @@ impl Default for State {
             tso_requests: AtomicUsize::new(0),
             streams: watch::channel(0).0,
             heartbeats: Mutex::default(),
+            lookups: Semaphore::new(Semaphore::MAX_PERMITS),
         }
     }
 }
@@ -189,6 +192,7 @@ impl Pd for Member {
     ) -> Result<Response<GetRegionResponse>, Status> {
         self.check(&request.get_ref().header)?;
         self.world.get_region_calls.fetch_add(1, SeqCst);
+        self.world.pd.lookups.acquire().await.expect("never closed").forget();
         let key = &request.get_ref().region_key;
         Ok(Response::new(self.region(|regions| regions.iter().position(|region| self.holds(region, key)))))
     }
