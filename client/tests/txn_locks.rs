@@ -10,6 +10,7 @@ use common::{Cluster, eventually};
 use kvclient::txn::LockResolver;
 use kvclient::txn::resolution::Caller;
 use kvclient::{Config, Error, Timestamp, TransactionClient, TxnOptions};
+use kvproto::errorpb;
 use kvproto::kvrpcpb::ApiVersion::V2;
 use kvproto::kvrpcpb::*;
 
@@ -305,14 +306,14 @@ async fn cleaners_see_all_locks_and_end_them() {
 }
 
 /// Resolves every lock with wire keys, as a store does.
+fn all_locks(cluster: &Cluster) -> Vec<LockInfo> {
+    let request = ScanLockRequest { max_version: u64::MAX, limit: u32::MAX, ..Default::default() };
+    cluster.world.txn.lock().scan_lock(&request, |_| true).locks
+}
+
 async fn resolve(client: &TransactionClient, cluster: &Cluster, caller: Caller) -> kvclient::txn::Resolved {
-    let locks =
-        cluster.world.txn.lock().scan_lock(
-            &ScanLockRequest { max_version: u64::MAX, limit: u32::MAX, ..Default::default() },
-            |_| true,
-        );
     let resolver = LockResolver::over(client.scheduler().clone(), Config::default());
-    resolver.resolve(locks.locks, caller).await.unwrap()
+    resolver.resolve(all_locks(cluster), caller).await.unwrap()
 }
 
 #[tokio::test]
@@ -380,4 +381,22 @@ async fn locks_of_a_call_that_was_dropped_go_with_the_transaction() {
     }
     txn.rollback().await.unwrap();
     assert_eq!(cluster.world.txn.lock().locks(), 1, "only the other transaction's lock stays");
+}
+
+#[tokio::test]
+async fn a_transaction_that_cannot_be_resolved_does_not_hide_others() {
+    let (cluster, client) = cluster().await;
+    let strange = Crash::new(&cluster, &client, &["a"]).await;
+    strange.prewrite(0..1);
+    let dead = Crash::new(&cluster, &client, &["b"]).await;
+    dead.prewrite(0..1);
+    pass_time(&cluster);
+    let config = Config { concurrency: 1, ..Config::default() };
+    let resolver = LockResolver::over(client.scheduler().clone(), config);
+    let raft_entry_too_large = Some(errorpb::RaftEntryTooLarge::default());
+    let refusal = errorpb::Error { raft_entry_too_large, ..Default::default() };
+    cluster.world.refusals.lock().push_back(Some(refusal));
+    let error = resolver.resolve(all_locks(&cluster), Caller::Wait).await.unwrap_err();
+    assert!(matches!(error, Error::WriteTooLarge { .. }), "{error}");
+    assert_eq!(cluster.world.txn.lock().locks(), 1, "the dead one's lock is gone");
 }

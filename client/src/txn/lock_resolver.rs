@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::stream::{self, StreamExt};
 use kvproto::key::{BoundaryForm, Mode, split_wire_key};
 use kvproto::kvrpcpb::{ApiVersion, LockInfo};
@@ -54,8 +55,9 @@ pub struct LockResolver {
 struct Known {
     verdicts: BTreeMap<Timestamp, Verdict>,
     order: VecDeque<Timestamp>,
-    /// Large transactions whose locks are being finished in the background, region by region.
-    busy: BTreeSet<Timestamp>,
+    /// What is being finished in the background: keys of transactions; for large transactions, whose locks go region
+    /// by region, the empty key.
+    busy: BTreeSet<(Timestamp, Bytes)>,
 }
 
 impl LockResolver {
@@ -71,7 +73,7 @@ impl LockResolver {
 
     /// Finds out what became of the transactions that hold `locks`, and finishes the locks of those that have ended,
     /// or whose locks have expired, before it returns. Fails when a store does not answer by
-    /// [`Config::timeout`]; locks that were met before stay finished.
+    /// [`Config::timeout`]; the locks of other transactions are finished nevertheless.
     pub async fn resolve(&self, locks: Vec<LockInfo>, caller: Caller) -> Result<Resolved> {
         // Its requests may be repeated, and nobody asks which of them counted.
         let call = self.executor.call(Access::Read);
@@ -116,28 +118,31 @@ impl LockResolver {
         let resolve_one = |(known, locks): (Option<Verdict>, Vec<LockInfo>)| async move {
             let resolution = Resolution::new(&locks, caller, now, known);
             let start_ts = resolution.start_ts();
-            let verdict = self.resolve_one(resolution, self.api_of(&locks), call, in_background).await?;
+            let verdict = self.resolve_one(resolution, &locks, call, in_background).await?;
             Ok::<_, Error>((start_ts, verdict))
         };
         let concurrency = self.executor.config().concurrency.max(1);
         let pending: Vec<_> = by_txn.into_iter().map(resolve_one).collect();
         let mut verdicts = stream::iter(pending).buffer_unordered(concurrency);
+        let mut failure = None;
         while let Some(verdict) = verdicts.next().await {
-            let (start_ts, verdict) = verdict?;
-            resolved.add(start_ts, verdict);
+            match verdict {
+                Ok((start_ts, verdict)) => resolved.add(start_ts, verdict),
+                Err(error) => drop(failure.get_or_insert(error)),
+            }
         }
-        Ok(resolved)
+        failure.map_or(Ok(resolved), Err)
     }
 
     /// Resolves locks of one transaction.
     async fn resolve_one(
         &self,
         mut resolution: Resolution,
-        api: ApiVersion,
+        locks: &[LockInfo],
         call: &Call,
         in_background: bool,
     ) -> Result<Verdict> {
-        let start_ts = resolution.start_ts();
+        let (start_ts, api) = (resolution.start_ts(), self.api_of(locks));
         let part = || call.part().in_api(api);
         let verdict = loop {
             match resolution.next_step() {
@@ -158,7 +163,9 @@ impl LockResolver {
                     resolution.on_secondaries_checked();
                 }
                 Step::Decided(verdict) => break verdict,
-                step => return Err(Error::Protocol(format!("{step:?} before the verdict"))),
+                Step::Resolve(_) | Step::Unlock(_) | Step::Finished => {
+                    return Err(Error::Protocol("locks are to be finished before the verdict".to_string()));
+                }
             }
         };
         if let Some(verdict) = resolution.last_word() {
@@ -166,16 +173,17 @@ impl LockResolver {
         }
         tracing::debug!(txn = %start_ts, ?verdict, "met locks");
         match in_background {
-            true => self.finish_in_background(resolution, api),
+            true => self.finish_in_background(resolution, locks, api),
             false => self.finish(resolution, part()).await?,
         }
         Ok(verdict)
     }
 
-    /// Many readers meet the locks of one large transaction: one of them has the regions cleared at a time.
-    fn finish_in_background(&self, resolution: Resolution, api: ApiVersion) {
-        let (start_ts, is_lite) = (resolution.start_ts(), resolution.is_lite());
-        if !is_lite && !self.known.lock().busy.insert(start_ts) {
+    /// Many readers meet the same locks: one of them has them finished at a time.
+    fn finish_in_background(&self, resolution: Resolution, locks: &[LockInfo], api: ApiVersion) {
+        let start_ts = resolution.start_ts();
+        let claimed = self.known.lock().claim(start_ts, resolution.is_lite(), locks);
+        if claimed.is_empty() {
             return;
         }
         let (resolver, call) = (self.clone(), self.executor.call(Access::Read).in_api(api));
@@ -183,9 +191,7 @@ impl LockResolver {
             if let Err(error) = resolver.finish(resolution, call).await {
                 tracing::debug!(txn = %start_ts, %error, "locks are left to the next who meets them");
             }
-            if !is_lite {
-                resolver.known.lock().busy.remove(&start_ts);
-            }
+            resolver.known.lock().release(&claimed);
         });
     }
 
@@ -230,6 +236,22 @@ impl LockResolver {
 }
 
 impl Known {
+    /// Marks what nobody is finishing yet, and returns it.
+    fn claim(&mut self, start_ts: Timestamp, is_lite: bool, locks: &[LockInfo]) -> Vec<(Timestamp, Bytes)> {
+        let wanted = match is_lite {
+            true => locks.iter().map(|lock| lock.key.clone()).collect(),
+            false => vec![Bytes::new()],
+        };
+        let claims = wanted.into_iter().map(|key| (start_ts, key));
+        claims.filter(|claim| self.busy.insert(claim.clone())).collect()
+    }
+
+    fn release(&mut self, claimed: &[(Timestamp, Bytes)]) {
+        for claim in claimed {
+            self.busy.remove(claim);
+        }
+    }
+
     fn insert(&mut self, start_ts: Timestamp, verdict: Verdict) {
         if self.verdicts.insert(start_ts, verdict).is_none() {
             self.order.push_back(start_ts);
@@ -254,5 +276,29 @@ impl Resolved {
                 self.wait = Some(self.wait.map_or(left, |wait| wait.min(left)));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn locks_are_finished_by_one_reader_at_a_time() {
+        let mut known = Known::default();
+        let lock = |key: &'static str| LockInfo { key: key.into(), ..LockInfo::default() };
+        let ts = Timestamp::new(7);
+        let first = known.claim(ts, true, &[lock("a"), lock("b")]);
+        assert_eq!(first.len(), 2);
+        assert_eq!(known.claim(ts, true, &[lock("a")]), []);
+        assert_eq!(known.claim(ts, true, &[lock("b"), lock("c")]), [(ts, "c".into())]);
+        assert_eq!(known.claim(Timestamp::new(8), true, &[lock("a")]).len(), 1, "another transaction");
+        let large = known.claim(ts, false, &[lock("a"), lock("b")]);
+        assert_eq!(large.len(), 1);
+        assert_eq!(known.claim(ts, false, &[lock("x")]), []);
+        known.release(&large);
+        known.release(&first);
+        assert_eq!(known.claim(ts, false, &[lock("x")]).len(), 1);
+        assert_eq!(known.claim(ts, true, &[lock("a")]).len(), 1);
     }
 }
