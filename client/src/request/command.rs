@@ -118,7 +118,11 @@ macro_rules! reply {
 
             fn server_error(&mut self) -> Option<String> {
                 let error = self.$pairs.iter_mut().find_map(|pair| pair.error.take())?;
-                Some(format!("{error:?}"))
+                Some(if error.abort.is_empty() {
+                    "it refused one of the keys".to_string()
+                } else {
+                    error.abort
+                })
             }
         }
     };

@@ -536,10 +536,45 @@ fn missing(at: At<'_>) -> Error {
     Error::RegionMissing { key: redact::Key(at.key()).to_string() }
 }
 
-/// The store's words about a region error, or the error's name when it has none.
+/// The store's words about a region error, or its kind when it has none: the rest of it may show keys.
 fn describe(error: &kvproto::errorpb::Error) -> String {
-    match error.message.is_empty() {
-        false => error.message.clone(),
-        true => format!("{error:?}"),
+    let kinds = [
+        (error.not_leader.is_some(), "another replica leads"),
+        (error.region_not_found.is_some(), "it is not there"),
+        (error.key_not_in_region.is_some(), "a key lies outside"),
+        (error.epoch_not_match.is_some(), "it has changed"),
+        (error.server_is_busy.is_some(), "the store is busy"),
+        (error.stale_command.is_some(), "the leader has changed"),
+        (error.store_not_match.is_some(), "another store answers at this address"),
+        (error.raft_entry_too_large.is_some(), "the write is too large"),
+        (error.max_timestamp_not_synced.is_some(), "the leader is new and not ready"),
+        (error.undetermined_result.is_some(), "the outcome is not known"),
+        (error.disk_full.is_some(), "the disk is full"),
+    ];
+    match kinds.iter().find(|(is_set, _)| *is_set) {
+        _ if !error.message.is_empty() => error.message.clone(),
+        Some((_, kind)) => kind.to_string(),
+        None => "it cannot serve the request".to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kvproto::{errorpb, metapb};
+
+    use super::*;
+
+    #[test]
+    fn what_is_told_of_region_errors_shows_no_keys() {
+        let key = Bytes::from("secret");
+        let outside = errorpb::KeyNotInRegion { key: key.clone(), ..Default::default() };
+        let current_regions = vec![metapb::Region { start_key: key, ..Default::default() }];
+        let changed = errorpb::EpochNotMatch { current_regions };
+        let outside = errorpb::Error { key_not_in_region: Some(outside), ..Default::default() };
+        let changed = errorpb::Error { epoch_not_match: Some(changed), ..Default::default() };
+        assert_eq!(describe(&outside), "a key lies outside");
+        assert_eq!(describe(&changed), "it has changed");
+        let worded = errorpb::Error { message: "peer 3 is gone".to_string(), ..outside };
+        assert_eq!(describe(&worded), "peer 3 is gone");
     }
 }

@@ -116,7 +116,9 @@ impl Drive {
                 Action::CommitPrimary => self.commit_primary().await,
                 Action::Seal(keys) => self.seal(keys).await,
                 Action::Decided(outcome) => return outcome,
-                action => return Err(Error::Protocol(format!("{action:?} before the outcome"))),
+                Action::Commit(_) | Action::Rollback(_) | Action::Finished => {
+                    return Err(Error::Protocol("the commit went on before its outcome".to_string()));
+                }
             }
         }
     }

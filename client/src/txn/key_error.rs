@@ -107,7 +107,9 @@ fn aborted(start_ts: Timestamp, what: &str, key: &Bytes) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use kvproto::kvrpcpb::{CommitTsExpired, TxnLockNotFound, WriteConflict, write_conflict::Reason};
+    use kvproto::kvrpcpb::{
+        AssertionFailed, CommitTsExpired, TxnLockNotFound, WriteConflict, write_conflict::Reason,
+    };
 
     use super::*;
 
@@ -139,6 +141,21 @@ mod tests {
         let expired = CommitTsExpired { min_commit_ts: 12, ..Default::default() };
         let error = KeyError { commit_ts_expired: Some(expired), ..Default::default() };
         assert!(matches!(sort(error), Refusal::CommitTsExpired(ts) if ts.get() == 12));
+    }
+
+    #[test]
+    fn failed_assertions_show_no_keys() {
+        let failed = |assertion: Assertion| {
+            let failed = AssertionFailed {
+                key: "secret".into(),
+                assertion: assertion.into(),
+                ..AssertionFailed::default()
+            };
+            sort(KeyError { assertion_failed: Some(failed), ..Default::default() })
+        };
+        assert!(matches!(failed(Assertion::NotExist), Refusal::Final(Error::AlreadyExists { .. })));
+        let Refusal::Final(error) = failed(Assertion::Exist) else { panic!("nothing can be done") };
+        assert_eq!(error.to_string(), "server: assertion Exist of key 736563726574 failed");
     }
 
     #[test]
