@@ -199,6 +199,31 @@ impl Runner {
         *self = Runner::new(plan, (0..count).map(write).collect());
     }
 
+    fn on_prewrite(
+        &mut self,
+        keys: &[String],
+        (min, one_pc): (Option<u64>, Option<u64>),
+        locked: Option<&String>,
+        error: Option<&String>,
+    ) -> Result<(), Box<dyn StdError>> {
+        let first = keys.first().ok_or("name the keys")?;
+        let lock = |key: &String| {
+            let (key, lock_version) = (Bytes::from(key.clone()), 4);
+            let locked = Some(LockInfo { key, lock_version, ..Default::default() });
+            KeyError { locked, ..Default::default() }
+        };
+        let mut errors: Vec<KeyError> = locked.into_iter().map(lock).collect();
+        errors.extend(error.into_iter().map(|error| key_error(error, first)));
+        let reply = PrewriteResponse {
+            errors,
+            min_commit_ts: min.unwrap_or(0),
+            one_pc_commit_ts: one_pc.unwrap_or(0),
+            ..Default::default()
+        };
+        self.committer.on_prewrite(&self.piece(keys), reply);
+        Ok(())
+    }
+
     fn show_prewrite(&self, keys: &[String], elapsed_ms: u64) -> String {
         let request = self.committer.prewrite(&self.piece(keys), elapsed_ms);
         let mut out = format!("primary {}", String::from_utf8_lossy(&request.primary_lock));
@@ -243,22 +268,7 @@ impl goldenscript::Runner for Runner {
                 writeln!(out, "{}", self.show_prewrite(keys, elapsed_ms.unwrap_or(0)))?;
             }
             Command::Prewritten { keys, min, one_pc, locked, error } => {
-                let first = keys.first().ok_or("name the keys")?;
-                let lock = |key: &String| {
-                    let (key, lock_version) = (Bytes::from(key.clone()), 4);
-                    let locked = Some(LockInfo { key, lock_version, ..Default::default() });
-                    KeyError { locked, ..Default::default() }
-                };
-                let mut errors: Vec<KeyError> = locked.iter().map(lock).collect();
-                errors.extend(error.iter().map(|error| key_error(error, first)));
-                let reply = PrewriteResponse {
-                    errors,
-                    min_commit_ts: min.unwrap_or(0),
-                    one_pc_commit_ts: one_pc.unwrap_or(0),
-                    ..Default::default()
-                };
-                let piece = self.piece(keys);
-                self.committer.on_prewrite(&piece, reply);
+                self.on_prewrite(keys, (*min, *one_pc), locked.as_ref(), error.as_ref())?;
             }
             Command::LateCopy => committer.on_late_copy(),
             Command::End { error } => {
