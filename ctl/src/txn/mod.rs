@@ -101,7 +101,7 @@ async fn commit_alone(global: &Global, change: Change) -> Result<()> {
 /// their locks removes them, later.
 pub(crate) async fn flush(client: &TransactionClient) {
     if let Err(error) = client.flush().await {
-        eprintln!("locks of ended transactions are left for up to 20 s: {error}");
+        eprintln!("locks of ended transactions are left until their time to live is over: {error}");
     }
 }
 
