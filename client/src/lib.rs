@@ -64,6 +64,8 @@
 //! - Two transactions that overlap and write the same key do not both commit, as long as a pessimistic one does not
 //!   write what it has only seen in a scan. That each reads what the other writes is not noticed:
 //!   [`Transaction::lock_keys`] or [`Transaction::get_for_update`] makes a read count like a write.
+//! - A commit is answered when it is decided, and goes on in the background: before a program exits it calls
+//!   [`TransactionClient::flush`], or others wait for the locks that are left.
 //! - The client speaks the API that the cluster was bootstrapped with. With API V2, keys live in a keyspace
 //!   ([`Config::keyspace`], `DEFAULT` by default) and other keyspaces do not see them.
 //! - [`SchedulerClient`] tells about the cluster: its members, stores and regions.
