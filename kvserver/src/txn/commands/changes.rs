@@ -9,7 +9,7 @@ use bytes::Bytes;
 use super::Released;
 use crate::engine::{Cf, EngineError};
 use crate::raftstore::message::WriteSet;
-use crate::txn::mvcc::{Key, Lock, LockKind, Reader, SHORT_VALUE_MAX, Write, WriteKind, value};
+use crate::txn::mvcc::{Key, Lock, LockKind, Reader, Write, WriteKind, value};
 
 /// See the file's head.
 #[derive(Debug, Default)]
@@ -40,10 +40,10 @@ impl Changes {
         self.released.push(Released { key: key.user().clone(), start_ts: lock.start_ts, commit_ts });
     }
 
-    /// Keeps a value for the lock or version of `start_ts`: what is short is handed back and stands there, the rest
-    /// goes to `default`.
-    pub fn keep_value(&mut self, key: &mut Key, start_ts: u64, value: Bytes) -> Option<Bytes> {
-        if value.len() <= SHORT_VALUE_MAX {
+    /// Keeps a value for the lock or version of `start_ts`: up to `short` bytes are handed back to stand there, more go to
+    /// `default`.
+    pub fn keep_value(&mut self, key: &mut Key, start_ts: u64, value: Bytes, short: usize) -> Option<Bytes> {
+        if value.len() <= short {
             return Some(value);
         }
         self.write.put(Cf::Default, key.at(start_ts), &[&[value::VALUE], &value]);

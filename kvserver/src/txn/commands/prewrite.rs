@@ -12,7 +12,9 @@ use bytes::Bytes;
 use super::{Changes, Command, Cx, Done};
 use crate::txn::error::{Conflict, ConflictReason, LockInfo, TxnError, TxnResult};
 use crate::txn::max_ts::MemoryGuard;
-use crate::txn::mvcc::{CommitRecord, Key, Lock, LockKind, Version, Write, WriteKind};
+use crate::txn::mvcc::{
+    CommitRecord, Key, Lock, LockKind, ONE_PHASE_VALUE_MAX, SHORT_VALUE_MAX, Version, Write, WriteKind,
+};
 
 /// What a mutation does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -268,7 +270,7 @@ impl Prewrite {
     }
 
     /// The lock of a mutation, with its value where it belongs.
-    fn lock(&self, passed: &mut Passed<'_>, changes: &mut Changes) -> Lock {
+    fn lock(&self, passed: &mut Passed<'_>, changes: &mut Changes, short: usize) -> Lock {
         let m = passed.mutation;
         let kind = match m.op {
             MutationOp::Put | MutationOp::Insert => LockKind::Put,
@@ -276,7 +278,7 @@ impl Prewrite {
             MutationOp::Lock | MutationOp::CheckNotExists => LockKind::Lock,
         };
         let short_value = match kind {
-            LockKind::Put => changes.keep_value(&mut passed.key, self.start_ts, m.value.clone()),
+            LockKind::Put => changes.keep_value(&mut passed.key, self.start_ts, m.value.clone(), short),
             _ => None,
         };
         // What the claim has promised counts on: a heart beat, and to commit after readers that went on because of it.
@@ -318,7 +320,7 @@ impl Prewrite {
         changes: &mut Changes,
     ) -> TxnResult<()> {
         for mut passed in checked.passed {
-            let lock = self.lock(&mut passed, changes);
+            let lock = self.lock(&mut passed, changes, ONE_PHASE_VALUE_MAX);
             let Some(kind) = lock.kind.committed() else { continue };
             if let Some(claim) = &passed.claim {
                 // Without a claim the newest record was looked at, and `ts` lies above it.
@@ -339,7 +341,7 @@ impl Prewrite {
     /// Puts locks; with `Some(ts)` those of async commit.
     fn two_phase(&self, checked: Checked<'_>, async_ts: Option<u64>, changes: &mut Changes) {
         for mut passed in checked.passed {
-            let mut lock = self.lock(&mut passed, changes);
+            let mut lock = self.lock(&mut passed, changes, SHORT_VALUE_MAX);
             if let Some(ts) = async_ts {
                 lock.min_commit_ts = ts;
                 let is_primary = passed.mutation.key == self.primary;

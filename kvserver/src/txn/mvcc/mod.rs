@@ -28,3 +28,7 @@ pub use write::{Write, WriteKind, WriteRef};
 
 /// Values up to this many bytes stand inside lock and write records; longer ones go to the family `default`.
 pub const SHORT_VALUE_MAX: usize = 255;
+
+/// The same for a commit in one phase: there the value is written once wherever it stands, and a second record costs more
+/// than a longer one.
+pub const ONE_PHASE_VALUE_MAX: usize = 1 << 10;
