@@ -18,9 +18,10 @@ const PAGE: u32 = 1024;
 impl LockResolver {
     /// Ends all transactions that began at or before `up_to` and have locks in any region, those that are still at work
     /// included. Returns how many locks there were. Each region is asked anew until its leader answers, for
-    /// [`Config::timeout`](crate::Config::timeout) at most; an error leaves the rest to a repetition.
+    /// [`Config::timeout`](crate::Config::timeout) at most. A transaction that cannot be ended does not keep the others
+    /// alive: the first such error is returned once all were tried, and leaves the rest to a repetition.
     pub async fn end_all(&self, up_to: Timestamp) -> Result<usize> {
-        let (mut start, mut count) = (Bytes::new(), 0);
+        let (mut start, mut count, mut failed) = (Bytes::new(), 0, None);
         loop {
             let build = |_: &_| ScanLockRequest {
                 max_version: up_to.get(),
@@ -36,9 +37,12 @@ impl LockResolver {
             count += reply.locks.len();
             let last = reply.locks.last().filter(|_| reply.locks.len() >= PAGE as usize);
             let next = last.map_or_else(|| region.end.clone(), |last| successor(&last.key));
-            self.resolve(reply.locks, Caller::Force).await?;
+            if let Err(error) = self.resolve(reply.locks, Caller::Force).await {
+                tracing::warn!(%error, "an old transaction cannot be ended");
+                failed.get_or_insert(error);
+            }
             if next.is_empty() {
-                return Ok(count);
+                return failed.map_or(Ok(count), Err);
             }
             start = next;
         }
