@@ -105,7 +105,7 @@ async fn clients(cluster: &ProcessCluster) -> (TransactionClient, ByHand) {
 async fn old_versions_go_from_every_store_once_the_safe_point_has_passed_them() {
     let mut cluster = ProcessCluster::start(eager()).expect("three stores");
     let (client, by_hand) = clients(&cluster).await;
-    let long = "v".repeat(1000);
+    let long = "v".repeat(2000);
     let mut commits = Vec::new();
     for n in 0..20 {
         commits.push(put(&client, "short", n.to_string()).await);

@@ -124,7 +124,7 @@ async fn malformed_prewrites_are_refused_with_a_reason() {
         (|r| r.start_version = 0, "start timestamp"),
         (|r| r.start_version = u64::MAX, "start timestamp"),
         (|r| r.for_update_ts = r.start_version - 1, "before the start"),
-        (|r| r.pessimistic_actions = vec![1, 1], "2 pessimistic actions for 1"),
+        (|r| r.pessimistic_actions = vec![1, 0], "2 pessimistic actions for 1"),
         (|r| r.pessimistic_actions = vec![-1], "-1 is not known"),
         (|r| r.txn_file_chunks = vec![1], "files"),
         (
