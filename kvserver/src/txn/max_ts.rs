@@ -130,9 +130,7 @@ impl MaxTs {
         for (key, lock) in locks {
             let (min_commit_ts, waiting) = (AtomicU64::new(0), Mutex::default());
             let lock = Arc::new(MemoryLock { key: key.clone(), lock, min_commit_ts, waiting });
-            let before = table.insert(key, lock.clone());
-            debug_assert!(before.is_none(), "INV-LATCH: two commands put a memory lock on one key");
-            if before.is_none() {
+            if table.insert(key, lock.clone()).is_none() {
                 self.count.fetch_add(1, Ordering::SeqCst);
             }
             held.push(lock);
