@@ -136,7 +136,7 @@ fn prewrite(start_ts: u64, keys: &[&str], op: MutationOp, long: bool) -> Prewrit
     let mutation = |name: &&str| Mutation {
         op,
         key: key(name),
-        value: if long { vec![7; 300].into() } else { key("value") },
+        value: if long { vec![7; 1_100].into() } else { key("value") },
         pessimistic: PessimisticAction::Skip,
         expected_for_update_ts: None,
         assertion: None,

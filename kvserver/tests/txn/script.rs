@@ -10,7 +10,7 @@ use kvserver::txn::mvcc::{Isolation, ReadRules};
 
 use super::ts::Ts;
 
-/// Keys and lists of timestamps are parted by slashes. A value `long` is 300 bytes.
+/// Keys and lists of timestamps are parted by slashes. A value `long` is 1 100 bytes.
 #[derive(goldenscript::Command)]
 pub enum Command {
     /// The region that the commands from here on are about; all keys at first.
@@ -207,7 +207,7 @@ pub fn parted(list: &str) -> Vec<Bytes> {
 }
 
 pub fn value(s: &str) -> Bytes {
-    if s == "long" { Bytes::from(vec![b'v'; 300]) } else { key(s) }
+    if s == "long" { Bytes::from(vec![b'v'; 1_100]) } else { key(s) }
 }
 
 pub fn rules(ts: Ts, rc: bool, resolved: &str, committed: &str) -> Result<ReadRules, Box<dyn Error>> {
