@@ -55,6 +55,7 @@ impl Under {
                 if locks.is_empty() {
                     return;
                 }
+                // Between two looks at every region of other processes.
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
